@@ -1,0 +1,116 @@
+"""The command line: `python -m cvlab run | publish | data | doctor`."""
+
+import argparse
+import ast
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from cvlab import runner, sources
+from cvlab.paths import data_folder, project_root
+from cvlab.run import PROFILES, ParameterError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, do, and return the exit code: 0 done, 1 something failed, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        return options.do(options)
+    except (ParameterError, sources.DataError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cvlab", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="execute notebooks headless, with a table at the end")
+    run.add_argument("notebooks", nargs="*", help="names or numbers (01); all if none is given")
+    run.add_argument("--profile", default="smoke", choices=PROFILES)
+    run.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
+    run.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+    )
+    run.add_argument("--out", type=Path, help="default: runs/<time>")
+    run.add_argument("--jobs", type=_positive, default=1, help="notebooks side by side")
+    run.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, or with the latest"
+    )
+    run.set_defaults(do=_run)
+
+    publish = commands.add_parser("publish", help="copy a class run's notebooks over notebooks/")
+    publish.add_argument("out", type=Path)
+    publish.set_defaults(do=_publish)
+
+    data = commands.add_parser("data", help="prepare data ahead")
+    data.add_argument("action", choices=["fetch"])
+    data.add_argument("name", choices=sorted(sources.TITLES))
+    data.set_defaults(do=_data)
+
+    doctor = commands.add_parser("doctor", help="what is here, what is missing, what to do")
+    doctor.set_defaults(do=_doctor)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} was given, expected 1 or more")
+    return number
+
+
+def value_of(text: str) -> Any:
+    """A parameter's value as typed: a Python literal (3, 0.1, ["a", "b"], None), else text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _run(options) -> int:
+    out = options.out
+    if options.resume:
+        out = out or max((project_root() / "runs").glob("*/run.json"), default=Path()).parent
+        if not (out / "run.json").is_file():
+            raise ParameterError("There is no run to resume; name its folder with --out.")
+        plan = runner.Plan(**json.loads((out / "run.json").read_text()))
+    else:
+        out = out or project_root() / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S")
+        parameters = {name: value_of(text) for name, text in options.parameter}
+        for name in ("PROFILE", "DATA"):
+            if name in parameters:
+                raise ParameterError(f"Use --{name.lower()} in place of -p {name}.")
+        names = runner.choose(options.notebooks)
+        plan = runner.Plan(names, options.profile, options.data, parameters)
+    results = runner.execute(plan, out, jobs=options.jobs, resume=options.resume)
+    print(f"\n{runner.table(results)}\n\nThe executed notebooks and figures are in {out}")
+    return 0 if all(result.status == "passed" for result in results) else 1
+
+
+def _publish(options) -> int:
+    names = runner.publish(options.out)
+    print(f"Published {', '.join(names)} to notebooks/ and figures/.")
+    return 0
+
+
+def _data(options) -> int:
+    folder = data_folder()
+    data = sources.read(options.name, folder)
+    if data is None:
+        return 1  # the warning has said why
+    sizes = f"{len(data.train[1]):,} training and {len(data.test[1]):,} test images"
+    print(f"{sources.TITLES[options.name]} is ready in {folder}: {data.source}, {sizes}")
+    return 0
+
+
+def _doctor(options) -> int:
+    from cvlab.doctor import report
+
+    for line in report():
+        print(line)
+    return 0

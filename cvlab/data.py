@@ -1,0 +1,270 @@
+"""CIFAR as uint8 tensors: where it comes from, how it is split, how it is fed to a network.
+
+Data is looked for in this order: an archive in the data folder (torchvision's extracted pickles,
+its `.tar.gz`, a class-folder `.tgz`), each with a cache of its decoded images; a cache alone; a
+download; the synthetic stand-in. See `cvlab.sources` for the formats.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from cvlab import sources, synthetic
+from cvlab.paths import data_folder, wants_stand_in
+
+VAL_PER_CLASS = 0.1  # of the training images: 5,000 of CIFAR-10's 50,000
+SPLIT_SEED = 2009  # never the notebook's seed: all notebooks must hold out the same images
+STAND_IN = {"train": 600, "test": 200}  # images per class of the synthetic stand-in
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, uint8 [N, 3, H, W], and labels, int64 [N]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def take(self, n: int | None) -> "Split":
+        """`n` images spread evenly over the classes, always the same ones; all of them for None."""
+        if n is None or n >= len(self):
+            return self
+        if n < 1:
+            raise ValueError(f"take({n}) was asked for; at least 1 image is needed.")
+        return self.select(_round_robin(self.labels.numpy(), SPLIT_SEED)[:n])
+
+    def select(self, indices: np.ndarray) -> "Split":
+        """The images at `indices`, int [n], in that order."""
+        chosen = torch.as_tensor(indices)
+        return Split(self.images[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A dataset in three parts. `source` says where it came from, `real` whether it is CIFAR."""
+
+    name: str
+    classes: list[str]
+    train: Split
+    val: Split
+    test: Split
+    source: str
+    real: bool
+    mean: tuple[float, float, float]  # of the training images, per channel, in 0..1
+    std: tuple[float, float, float]
+
+    def batches(self, part: str, batch_size: int, *, device="cpu", seed: int = 0) -> "Batches":
+        """Feed `part`: "train" shuffled and augmented, "val" and "test" in order, as they are."""
+        choices = ("train", "val", "test")
+        if part not in choices:
+            raise ValueError(f"part={part!r} was given; choose one of {choices}.")
+        augment = part == "train"
+        split = getattr(self, part)
+        return Batches(
+            split, batch_size, self.mean, self.std, device=device, augment=augment, seed=seed
+        )
+
+    def __str__(self) -> str:
+        """One line: name, source, sizes."""
+        kind = "" if self.real else "SYNTHETIC STAND-IN, not "
+        sizes = f"{len(self.train):,} train / {len(self.val):,} val / {len(self.test):,} test"
+        return f"{kind}{sources.TITLES[self.name]} · {self.source} · {sizes}"
+
+
+def load(
+    name: str,
+    where: str = "auto",
+    *,
+    classes: Sequence[str] | None = None,
+    allow_download: bool = True,
+    n_train: int | None = None,
+    n_val: int | None = None,
+    n_test: int | None = None,
+) -> ImageData:
+    """Load a dataset from the best source there is.
+
+    Args:
+        name: "cifar10" or "cifar100".
+        where: "auto" (`$CVLAB_DATA`, else `data/`), a folder, or "synthetic".
+        classes: a subset of the class names, relabelled 0..n-1 in the order given.
+        allow_download: fetch the original archive when nothing is on disk.
+        n_train: at most so many training images, spread evenly over the classes; likewise
+            `n_val` and `n_test`.
+
+    Raises:
+        ValueError: unknown dataset or class name; the message lists or suggests the choices.
+        cvlab.sources.DataError: an archive is there but damaged.
+        FileNotFoundError: `where` names a folder that does not exist.
+    """
+    if name not in sources.TITLES:
+        raise ValueError(f"Dataset {name!r} was given; choose one of {sorted(sources.TITLES)}.")
+    raw = None
+    if not wants_stand_in(where):
+        raw = sources.read(name, data_folder(where), allow_download=allow_download)
+    raw = raw or stand_in(name, classes)
+    if classes is not None:
+        raw = sources.keep_classes(raw, classes)
+    train, val = _split(Split(*_tensors(raw.train)))
+    test = Split(*_tensors(raw.test))
+    mean, std = _statistics(train.images)
+    data = ImageData(name, raw.classes, train, val, test, raw.source, raw.real, mean, std)
+    return replace(data, train=train.take(n_train), val=val.take(n_val), test=test.take(n_test))
+
+
+def stand_in(name: str, classes: Sequence[str] | None = None) -> sources.RawData:
+    """The synthetic stand-in for a dataset, drawn anew: see `cvlab.synthetic`."""
+    names = list(classes or sources.class_names(name))
+    parts = {}
+    for seed, (part, per_class) in enumerate(STAND_IN.items()):
+        labels = np.repeat(np.arange(len(names)), per_class)
+        parts[part] = (synthetic.draw(labels, names, seed), labels)
+    return sources.RawData(names, parts["train"], parts["test"], "drawn by cvlab", real=False)
+
+
+def _tensors(part: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = part
+    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels).long()
+
+
+def _round_robin(labels: np.ndarray, seed: int) -> np.ndarray:
+    """All indices in an order whose every prefix holds the classes in nearly equal numbers."""
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    by_class = [shuffled[labels[shuffled] == c] for c in np.unique(labels)]
+    rank = np.concatenate([np.arange(len(rows)) for rows in by_class])
+    return np.concatenate(by_class)[np.argsort(rank, kind="stable")]
+
+
+def _split(everything: Split) -> tuple[Split, Split]:
+    """Hold out the same tenth of each class for validation, whatever the notebook's seed."""
+    order = _round_robin(everything.labels.numpy(), SPLIT_SEED)
+    held_out = round(len(order) * VAL_PER_CLASS)
+    return everything.select(np.sort(order[held_out:])), everything.select(order[:held_out])
+
+
+def _statistics(images: torch.Tensor) -> tuple[tuple, tuple]:
+    """Mean and standard deviation per channel in 0..1, from exact counts of the 256 levels."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)])
+    weights = counts.double() / counts.sum(1, keepdim=True)
+    mean = weights @ levels
+    std = ((weights @ levels**2) - mean**2).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+class Batches:
+    """Batches of normalised float images on a device: a whole batch is cropped and flipped at once.
+
+    The images stay uint8, padded once by 4 reflected pixels. All 9 x 9 crops of an image are a
+    strided view of it, so a batch of random crops is one indexing operation; no worker process,
+    no per-image Python. `epoch(n)` depends on the seed and on n alone: an interrupted run that
+    starts again at epoch n sees the very batches it would have seen.
+    """
+
+    PAD = 4
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        device: str | torch.device = "cpu",
+        augment: bool = False,
+        seed: int = 0,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} was given; it must be at least 1.")
+        if len(split) == 0:
+            raise ValueError("The split holds no images.")
+        self.split, self.device = split, torch.device(device)
+        self.batch_size, self.augment, self.seed = min(batch_size, len(split)), augment, seed
+        self.labels = split.labels.to(self.device)
+        self.scale = (1 / (255 * torch.tensor(std))).to(self.device)
+        self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(self.device)
+        pad = self.PAD if augment else 0
+        images = split.images.to(self.device)
+        if pad:  # reflection needs float on some versions; a slice at a time keeps memory low
+            images = torch.cat([_pad(chunk, pad) for chunk in images.split(5000)])
+        images = images.permute(0, 2, 3, 1).contiguous()  # NHWC: a row of a crop is contiguous
+        height, width = split.images.shape[2:]
+        # a view [N, 2*pad+1, 2*pad+1, H, W, 3]: every crop of every image, nothing copied
+        self.crops = images.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
+        self.offsets = 2 * pad + 1
+
+    def __len__(self) -> int:
+        """Batches in an epoch. Training drops the last, incomplete one; evaluation keeps it."""
+        n = len(self.split)
+        return n // self.batch_size if self.augment else -(-n // self.batch_size)
+
+    def epoch(self, n: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (images float32 [B, 3, H, W] in channels_last, labels int64 [B]) of epoch `n`."""
+        if not self.augment:
+            for rows in torch.arange(len(self.split), device=self.device).split(self.batch_size):
+                yield self._normalise(self.crops[rows, 0, 0]), self.labels[rows]
+            return
+        random = torch.Generator(self.device).manual_seed(self.seed * 100_003 + n)
+        order = torch.randperm(len(self.split), generator=random, device=self.device)
+        for rows in order[: len(self) * self.batch_size].split(self.batch_size):
+            yield self._augmented(rows, random), self.labels[rows]
+
+    def _augmented(self, rows: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        count, options = len(rows), {"generator": random, "device": self.device}
+        down, right = torch.randint(self.offsets, (2, count), **options)
+        images = self.crops[rows, down, right]  # [B, H, W, 3]
+        mirrored = torch.rand(count, **options) < 0.5
+        images[mirrored] = images[mirrored].flip(2)
+        return self._normalise(images)
+
+    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.float().mul_(self.scale).add_(self.shift)  # NHWC: channels come last
+        return images.permute(0, 3, 1, 2)  # seen as NCHW this is torch's channels_last
+
+
+def _pad(images: torch.Tensor, pad: int) -> torch.Tensor:
+    return F.pad(images.float(), (pad,) * 4, mode="reflect").to(torch.uint8)
+
+
+def torchvision_loader(split: Split, batch_size: int, mean, std, *, workers: int = 2):
+    """The same augmentation as every tutorial writes it, for comparison: one image at a time.
+
+    Returns:
+        a `torch.utils.data.DataLoader` of (float32 [B, 3, H, W], int64 [B]).
+    """
+    from cvlab.compat import import_torchvision
+
+    import_torchvision()
+    from torchvision import transforms
+
+    transform = transforms.Compose(
+        [
+            transforms.ToPILImage(),
+            transforms.RandomCrop(split.images.shape[-1], padding=4, padding_mode="reflect"),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+    dataset = _Transformed(split, transform)
+    return torch.utils.data.DataLoader(
+        dataset, batch_size, shuffle=True, drop_last=True, num_workers=workers
+    )
+
+
+class _Transformed(torch.utils.data.Dataset):
+    """A split as torch's map-style dataset: one transformed image at a time."""
+
+    def __init__(self, split: Split, transform):
+        self.split, self.transform = split, transform
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int):
+        return self.transform(self.split.images[index]), self.split.labels[index]

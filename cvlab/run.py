@@ -1,0 +1,245 @@
+"""A notebook's context: profile, device, seed and budget; its records, claims and figures.
+
+The executed notebook is its own record. `record` and `claim` store their values as outputs with
+the type `application/vnd.cvlab.record+json`, invisible to the reader and read back by the
+tests and by the report.
+"""
+
+import math
+import os
+import time
+import tomllib
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from cvlab import data as cvdata
+from cvlab.hardware import hardware, versions
+from cvlab.paths import in_notebook, output_folder, profiles_file
+
+MIME = "application/vnd.cvlab.record+json"
+PROFILES = ("smoke", "class", "full")
+STAND_IN_LABEL = "SYNTHETIC STAND-IN DATA"
+
+
+class ParameterError(ValueError):
+    """A notebook parameter is unknown or out of range; the message lists what is possible."""
+
+
+class ClaimsFailed(AssertionError):
+    """The notebook's own conclusions do not hold on this run."""
+
+
+@dataclass
+class Run:
+    """What `start` returns. `knobs` holds the notebook's budget, one attribute a knob."""
+
+    name: str
+    profile: str
+    data: str
+    seed: int
+    device: torch.device
+    knobs: SimpleNamespace
+    claims: list[tuple[str, bool]] = field(default_factory=list)
+    source: str | None = None  # of the last data loaded
+    real: bool = True
+    began: float = field(default_factory=time.perf_counter)
+    _shown: dict = field(default_factory=dict, repr=False)  # (cell, figure) -> display handle
+
+    def load(self, dataset: str, classes: list[str] | None = None) -> "cvdata.ImageData":
+        """Load a dataset as this run's profile wants it, and print where it came from.
+
+        The knobs n_train, n_val and n_test limit it; only "class" and "full" may download.
+        """
+        limits = {k: getattr(self.knobs, k, None) for k in ("n_train", "n_val", "n_test")}
+        download = self.profile != "smoke"
+        loaded = cvdata.load(dataset, self.data, classes=classes, allow_download=download, **limits)
+        self.source, self.real = loaded.source, loaded.real
+        print(f"data   {loaded}")
+        return loaded
+
+    def record(self, name: str, value: float, unit: str = "fraction", **tags: Any) -> None:
+        """Store a measured number in the notebook, with what it was measured on.
+
+        Raises:
+            ValueError: the value is not a finite number: it was not measured.
+        """
+        value = float(value)
+        if not math.isfinite(value):
+            raise ValueError(
+                f"record({name!r}) was given {value}; only finite numbers are records."
+            )
+        about = {
+            "device": hardware().gpu or hardware().cpu,
+            "source": self.source if self.real else STAND_IN_LABEL,
+            "profile": self.profile,
+        }
+        _store({"name": name, "value": value, "unit": unit, "tags": tags} | about)
+
+    def claim(self, text: str, holds: bool) -> None:
+        """Print a conclusion with ✓ or ✗ and store it; a false one makes `finish` raise.
+
+        The text must not contain measured numbers: tests compare it between runs.
+        """
+        holds = bool(holds)
+        self.claims.append((text, holds))
+        print(f"{'✓' if holds else '✗'} {text}")
+        _store({"claim": text, "holds": holds})
+
+    def show(self, figure, what: str) -> None:
+        """Show a figure and save it as `<notebook's number>_<what>.png` in the output folder.
+
+        Shown again from the same cell under the same name, it is redrawn in place. A figure of
+        the stand-in says so in its title. When the file cannot be written, the figure is shown
+        all the same, with a note.
+        """
+        import matplotlib.pyplot as plt
+
+        title = figure.get_suptitle()
+        if not self.real:
+            figure.suptitle(f"{title}\n[{STAND_IN_LABEL}]")
+        path = output_folder() / "figures" / f"{self.name[:2]}_{what}.png"
+        image = png(figure)
+        plt.close(figure)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image)
+        except OSError as error:
+            print(f"The figure was not saved to {path.name}: {error.strerror}.")
+        self._display(what, {"image/png": image, "text/plain": f"Figure: {title}"})
+
+    def _display(self, what: str, output: dict) -> None:
+        if not in_notebook():
+            return
+        from IPython import get_ipython
+        from IPython.display import display
+
+        place = (get_ipython().execution_count, what)
+        if place in self._shown:
+            self._shown[place].update(output, raw=True)
+        else:
+            self._shown[place] = display(output, raw=True, display_id=True)
+
+    def finish(self) -> None:
+        """Close the notebook: record its time, sum up the claims.
+
+        Raises:
+            ClaimsFailed: at least one claim did not hold; all are named.
+        """
+        seconds = time.perf_counter() - self.began
+        self.record("notebook_seconds", seconds, unit="s")
+        failed = [text for text, holds in self.claims if not holds]
+        print(
+            f"{len(self.claims) - len(failed)} of {len(self.claims)} claims hold · {seconds:.0f} s"
+        )
+        if failed:
+            raise ClaimsFailed(
+                f"{len(failed)} claim(s) of {self.name} do not hold here: " + "; ".join(failed)
+            )
+
+
+def start(
+    name: str,
+    profile: str | None = None,
+    data: str = "auto",
+    seed: int = 0,
+    **knobs: Any,
+) -> Run:
+    """Begin a notebook: check its parameters, seed everything, print a banner.
+
+    Args:
+        name: the notebook's file name without `.ipynb`.
+        profile: "smoke", "class" or "full"; None takes `$CVLAB_PROFILE`, else "class".
+        data: "auto", a folder or "synthetic".
+        seed: of weights, batches and draws.
+        knobs: this notebook's own parameters; None takes the profile's value.
+
+    Raises:
+        ParameterError: something is unknown or out of range; the message lists the choices.
+    """
+    profile = profile or os.environ.get("CVLAB_PROFILE") or "class"
+    check_parameters(name, {"profile": profile, "data": data, "seed": seed} | knobs)
+    given = {key: value for key, value in knobs.items() if value is not None}
+    budget = SimpleNamespace(**(profiles()[name].get(profile, {}) | given))
+    torch.manual_seed(seed)
+    machine = hardware()
+    device = torch.device("cpu") if profile == "smoke" else machine.device
+    run = Run(name, profile, data, seed, device, budget)
+    features = ", ".join(machine.features) or "no known vector features"
+    print(f"run    {name} · profile {profile} · seed {seed} · computes on {device.type}")
+    print(f"cpu    {machine.cpu}, {machine.cores} cores, {machine.threads} threads · {features}")
+    print(f"gpu    {machine.gpu or 'none'}")
+    print(f"with   {versions(('torch', 'torchvision', 'onnxruntime', 'optuna'))}")
+    return run
+
+
+def profiles() -> dict:
+    """The budgets: `notebooks/profiles.toml` as a dictionary, notebook -> profile -> knob."""
+    with open(profiles_file(), "rb") as file:
+        return tomllib.load(file)
+
+
+def check_parameters(name: str, parameters: dict[str, Any]) -> None:
+    """Check a notebook's parameters (lower-case names) against its limits in profiles.toml.
+
+    Raises:
+        ParameterError: an unknown notebook, profile or knob, a wrong type, or out of range.
+    """
+    known = profiles()
+    if name not in known:
+        raise ParameterError(f"There is no notebook {name!r}; choose one of {sorted(known)}.")
+    limits = known[name].get("limits", {})
+    for key, value in parameters.items():
+        if key == "profile":
+            if value is not None and value not in PROFILES:
+                raise ParameterError(f"PROFILE={value!r} was given; choose one of {PROFILES}.")
+        elif key == "seed":
+            _check_value("SEED", value, [0, 2**31 - 1])
+        elif key == "data":
+            if not isinstance(value, str | os.PathLike):
+                raise ParameterError(f"DATA={value!r} was given; name a folder, or 'auto'.")
+        elif key not in limits:
+            raise ParameterError(
+                f"{name} has no parameter {key.upper()}; it has "
+                f"{', '.join(['PROFILE', 'DATA', 'SEED', *map(str.upper, limits)])}."
+            )
+        elif value is not None:
+            _check_value(key.upper(), value, limits[key])
+
+
+def _check_value(key: str, value: Any, limit: list) -> None:
+    """`limit` is [low, high] for numbers, else a list of choices; a list is checked by element."""
+    is_choice = isinstance(limit[0], str)
+    expected = f"one of {limit}" if is_choice else f"a number from {limit[0]} to {limit[1]}"
+    if isinstance(limit[0], int):
+        expected = expected.replace("a number", "a whole number")
+    values = value if isinstance(value, list | tuple) else [value]
+    for one in values:
+        if is_choice:
+            good = one in limit
+        else:
+            kinds = int if isinstance(limit[0], int) else (int, float)
+            good = isinstance(one, kinds) and not isinstance(one, bool)
+            good = good and limit[0] <= one <= limit[1]
+        if not good:
+            raise ParameterError(f"{key}={value!r} was given; expected {expected}.")
+    if not values:
+        raise ParameterError(f"{key}=[] was given; expected at least one: {expected}.")
+
+
+def _store(content: dict) -> None:
+    if in_notebook():
+        from IPython.display import display
+
+        display({MIME: content, "text/plain": ""}, raw=True)
+
+
+def png(figure) -> bytes:
+    """The figure as a PNG file's content, the same bytes for the same drawing."""
+    from io import BytesIO
+
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,245 @@
+"""Run notebooks headless with papermill: checked parameters, a table at the end, resumable.
+
+An executed notebook is its own record, so a run's folder holds everything: the notebooks, their
+figures and `run.json`, which says what was asked for.
+"""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from cvlab.paths import data_folder, project_root, replace_atomically
+from cvlab.run import MIME, STAND_IN_LABEL, ParameterError, check_parameters, profiles
+
+
+@dataclass
+class Plan:
+    """What a run was asked to do; stored as `run.json`."""
+
+    notebooks: list[str]  # names without .ipynb
+    profile: str = "smoke"
+    data: str = "auto"
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """How one notebook went."""
+
+    notebook: str
+    status: str  # "passed", "failed" or "not run"
+    seconds: float = 0.0
+    claims_held: int = 0
+    claims: int = 0
+    error: str = ""
+
+
+def notebook_paths() -> dict[str, Path]:
+    """Name -> path of every notebook of the workbook, in order."""
+    return {path.stem: path for path in sorted((project_root() / "notebooks").glob("*.ipynb"))}
+
+
+def choose(asked: list[str]) -> list[str]:
+    """Notebook names for what a user typed: a name, a number ("01") or a path; all for nothing.
+
+    Raises:
+        ParameterError: nothing fits; the choices are listed.
+    """
+    known = list(notebook_paths())
+    if not asked:
+        return known
+    chosen = []
+    for word in asked:
+        stem = Path(word).stem
+        fits = [name for name in known if stem == name or stem == name.split("_")[0]]
+        if not fits:
+            raise ParameterError(f"There is no notebook {word!r}; choose from {', '.join(known)}.")
+        chosen += fits
+    return list(dict.fromkeys(chosen))
+
+
+def parameters_of(path: Path) -> list[str]:
+    """Names assigned in a notebook's `parameters` cell."""
+    import papermill
+
+    return list(papermill.inspect_notebook(str(path)))
+
+
+def check(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Check a plan before anything runs and say which parameters each notebook gets.
+
+    A parameter that some of the notebooks have goes to these; one that none has is an error.
+
+    Raises:
+        ParameterError: an unknown name, a wrong value; the message lists what is possible.
+        FileNotFoundError: the data folder does not exist.
+    """
+    if plan.data not in ("auto", "synthetic"):
+        data_folder(plan.data)
+    paths, given = notebook_paths(), {name: {} for name in plan.notebooks}
+    known = {name: parameters_of(paths[name]) for name in plan.notebooks}
+    for key, value in plan.parameters.items():
+        takers = [name for name in plan.notebooks if key in known[name]]
+        if not takers:
+            choices = sorted(set().union(*known.values()))
+            raise ParameterError(
+                f"No chosen notebook has a parameter {key!r}; they have {', '.join(choices)}."
+            )
+        for name in takers:
+            given[name][key] = value
+    for name, values in given.items():
+        if name not in profiles():
+            raise ParameterError(f"{name} has no budgets in notebooks/profiles.toml.")
+        everything = {"profile": plan.profile, "data": plan.data}
+        everything |= {key.lower(): value for key, value in values.items()}
+        check_parameters(name, everything)
+    return given
+
+
+def execute(plan: Plan, out: Path, *, jobs: int = 1, resume: bool = False) -> list[Result]:
+    """Execute the plan's notebooks into `out`, those already finished there left out on resume.
+
+    A failing notebook does not stop the others. Interrupted by Ctrl-C, it returns the results
+    so far with the rest as "not run". With `jobs` > 1 so many notebooks run side by side, each
+    in a process of its own; their timings then disturb each other.
+
+    Raises:
+        ParameterError: the plan is wrong; nothing has run.
+    """
+    given = check(plan)
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(asdict(plan), indent=1)
+    replace_atomically(lambda path: path.write_text(text), out / "run.json")
+    earlier = {name: read_result(out / f"{name}.ipynb") for name in plan.notebooks if resume}
+    results = {name: earlier.get(name, Result(name, "not run")) for name in plan.notebooks}
+    todo = [name for name in plan.notebooks if results[name].status != "passed"]
+    for name in (name for name in plan.notebooks if name not in todo):
+        print(f"{name}: finished earlier, kept")
+    # Profile and data travel in the environment that kernels inherit, not as injected
+    # parameters: an executed notebook then has the same cells as its source.
+    os.environ.update(_environment(plan, out))
+    tasks = [(plan.profile, name, given[name], out, i % jobs) for i, name in enumerate(todo)]
+    try:
+        if jobs == 1:
+            for task in tasks:
+                results[task[1]] = _execute_one(*task)
+        else:
+            with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+                for result in pool.map(_execute_one, *zip(*tasks, strict=True)):
+                    results[result.notebook] = result
+    except KeyboardInterrupt:
+        print("\nInterrupted. What has finished is kept; go on with --resume.")
+    return list(results.values())
+
+
+def _environment(plan: Plan, out: Path) -> dict[str, str]:
+    values = {"CVLAB_PROFILE": plan.profile, "CVLAB_OUT": str(out.resolve())}
+    if plan.data == "synthetic":
+        values["CVLAB_DATA"] = plan.data
+    elif plan.data != "auto":
+        values["CVLAB_DATA"] = str(data_folder(plan.data))
+    return values
+
+
+def _execute_one(profile: str, name: str, parameters: dict, out: Path, slot: int) -> Result:
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # the table says it better
+    path, target, began = notebook_paths()[name], out / f"{name}.ipynb", time.perf_counter()
+    print(f"{name}: running ({profile}) ...", flush=True)
+    bar = {"desc": f"  {name}", "position": slot, "leave": False}
+    error = ""
+    try:
+        papermill.execute_notebook(
+            str(path),
+            str(target),
+            parameters=parameters,
+            progress_bar=bar if sys.stderr.isatty() else False,
+            cwd=str(path.parent),
+            autosave_cell_every=5,
+            start_timeout=180,
+        )
+    except Exception as problem:  # a cell's error, or a kernel that died: papermill has many
+        kind = getattr(problem, "ename", type(problem).__name__)
+        error = f"{kind}: {getattr(problem, 'evalue', problem)}"
+    result = read_result(target)
+    if error:
+        result.status, result.error = "failed", error
+    result.seconds = time.perf_counter() - began
+    claims = f"{result.claims_held} of {result.claims} claims hold"
+    print(f"{name}: {result.status}, {result.seconds:.0f} s, {claims}", flush=True)
+    return result
+
+
+def read_result(path: Path) -> Result:
+    """The result that an executed notebook holds; "not run" for none or a damaged one."""
+    result = Result(path.stem, "not run")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception:  # absent, cut short, or no notebook: in each case it has to run
+        return result
+    about = notebook.metadata.get("papermill", {})
+    result.seconds = about.get("duration") or 0.0
+    claims = [content["holds"] for content in records(notebook) if "claim" in content]
+    result.claims, result.claims_held = len(claims), sum(claims)
+    done = [cell.metadata.get("papermill", {}).get("status") for cell in notebook.cells]
+    if about.get("end_time") and set(done) == {"completed"}:
+        result.status = "passed"
+    return result
+
+
+def records(notebook: nbformat.NotebookNode) -> list[dict]:
+    """All records and claims stored in an executed notebook, in order."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [dict(o.data[MIME]) for o in outputs if MIME in o.get("data", {})]
+
+
+def table(results: list[Result]) -> str:
+    """The results as aligned text, one line a notebook."""
+    head = f"{'notebook':<20} {'status':<8} {'seconds':>8} {'claims':>7}  error"
+    lines = [head, "-" * len(head)]
+    for r in results:
+        claims = f"{r.claims_held}/{r.claims}"
+        error = r.error if len(r.error) < 160 else r.error[:157] + "..."
+        lines.append(
+            f"{r.notebook:<20} {r.status:<8} {r.seconds:>8.1f} {claims:>7}  "
+            + error.replace("\n", " ")
+        )
+    return "\n".join(lines)
+
+
+def publish(out: Path) -> list[str]:
+    """Copy a run's notebooks over `notebooks/` and its figures over `figures/`; returns names.
+
+    Raises:
+        ParameterError: it is no class run, had extra parameters, did not pass, or the data was
+            the stand-in; nothing is copied then.
+    """
+    plan = Plan(**json.loads((out / "run.json").read_text()))
+    if plan.profile != "class" or plan.parameters:
+        raise ParameterError("Only a run with --profile class and no -p may be published.")
+    notebooks = {}
+    for name in plan.notebooks:
+        if read_result(out / f"{name}.ipynb").status != "passed":
+            raise ParameterError(f"{name} did not pass in {out}; nothing was published.")
+        notebooks[name] = nbformat.read(out / f"{name}.ipynb", as_version=4)
+        if any(record.get("source") == STAND_IN_LABEL for record in records(notebooks[name])):
+            raise ParameterError(f"{name} ran on the stand-in, which is never published.")
+    for name, notebook in notebooks.items():
+        for metadata in (notebook.metadata, *(cell.metadata for cell in notebook.cells)):
+            metadata.pop("papermill", None)
+            metadata.pop("execution", None)
+        nbformat.write(notebook, notebook_paths()[name])
+        for figure in sorted((out / "figures").glob(f"{name[:2]}_*.png")):
+            shutil.copy(figure, project_root() / "figures" / figure.name)
+    return list(notebooks)
