@@ -1,4 +1,4 @@
-"""The command line: `python -m cvlab run | publish | data | doctor`."""
+"""The command line: `python -m cvlab run | publish | data | bench | doctor`."""
 
 import argparse
 import ast
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cvlab import runner, sources
-from cvlab.paths import data_folder, project_root
+from cvlab.paths import data_folder, project_root, replace_atomically
 from cvlab.run import PROFILES, ParameterError
 
 
@@ -51,6 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("action", choices=["fetch"])
     data.add_argument("name", choices=sorted(sources.TITLES))
     data.set_defaults(do=_data)
+
+    bench = commands.add_parser("bench", help="our feeding and training beside the usual ways")
+    bench.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
+    bench.add_argument("--out", type=Path, help="also store the numbers in this JSON file")
+    bench.set_defaults(do=_bench)
 
     doctor = commands.add_parser("doctor", help="what is here, what is missing, what to do")
     doctor.set_defaults(do=_doctor)
@@ -105,6 +110,23 @@ def _data(options) -> int:
         return 1  # the warning has said why
     sizes = f"{len(data.train[1]):,} training and {len(data.test[1]):,} test images"
     print(f"{sources.TITLES[options.name]} is ready in {folder}: {data.source}, {sizes}")
+    return 0
+
+
+def _bench(options) -> int:
+    from cvlab import data, peers
+    from cvlab.hardware import hardware, versions
+
+    loaded = data.load("cifar10", options.data)
+    print(f"{loaded}\n{hardware().cpu}, {hardware().threads} threads, {versions()}")
+    tables = peers.report(loaded)
+    for title, table in tables.items():
+        print(f"\n{title}\n{table.round(3).to_string()}")
+    if options.out:
+        about = {"source": str(loaded), "cpu": hardware().cpu, "versions": versions()}
+        content = about | {title: t.reset_index().to_dict("records") for title, t in tables.items()}
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        replace_atomically(lambda path: path.write_text(text), options.out)
     return 0
 
 

@@ -5,6 +5,7 @@ its `.tar.gz`, a class-folder `.tgz`), each with a cache of its decoded images; 
 download; the synthetic stand-in. See `cvlab.sources` for the formats.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -70,6 +71,13 @@ class ImageData:
             split, batch_size, self.mean, self.std, device=device, augment=augment, seed=seed
         )
 
+    def take(
+        self, n_train: int | None = None, n_val: int | None = None, n_test: int | None = None
+    ) -> "ImageData":
+        """At most so many images of each part, see `Split.take`; None keeps the part whole."""
+        train, val, test = self.train.take(n_train), self.val.take(n_val), self.test.take(n_test)
+        return replace(self, train=train, val=val, test=test)
+
     def __str__(self) -> str:
         """One line: name, source, sizes."""
         kind = "" if self.real else "SYNTHETIC STAND-IN, not "
@@ -107,19 +115,22 @@ def load(
     raw = None
     if not wants_stand_in(where):
         raw = sources.read(name, data_folder(where), allow_download=allow_download)
-    raw = raw or stand_in(name, classes)
-    if classes is not None:
+    if raw is None:
+        raw = stand_in(name, classes)
+    elif classes is not None:
         raw = sources.keep_classes(raw, classes)
     train, val = _split(Split(*_tensors(raw.train)))
     test = Split(*_tensors(raw.test))
     mean, std = _statistics(train.images)
     data = ImageData(name, raw.classes, train, val, test, raw.source, raw.real, mean, std)
-    return replace(data, train=train.take(n_train), val=val.take(n_val), test=test.take(n_test))
+    return data.take(n_train, n_val, n_test)
 
 
 def stand_in(name: str, classes: Sequence[str] | None = None) -> sources.RawData:
     """The synthetic stand-in for a dataset, drawn anew: see `cvlab.synthetic`."""
-    names = list(classes or sources.class_names(name))
+    published = sources.class_names(name)
+    names = list(classes or published)
+    sources.check_classes(names, published, sources.TITLES[name])
     parts = {}
     for seed, (part, per_class) in enumerate(STAND_IN.items()):
         labels = np.repeat(np.arange(len(names)), per_class)
@@ -203,6 +214,12 @@ class Batches:
         n = len(self.split)
         return n // self.batch_size if self.augment else -(-n // self.batch_size)
 
+    def reseeded(self, seed: int) -> "Batches":
+        """The same images in another random order; nothing is copied."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
+
     def epoch(self, n: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (images float32 [B, 3, H, W] in channels_last, labels int64 [B]) of epoch `n`."""
         if not self.augment:
@@ -253,7 +270,12 @@ def torchvision_loader(split: Split, batch_size: int, mean, std, *, workers: int
     )
     dataset = _Transformed(split, transform)
     return torch.utils.data.DataLoader(
-        dataset, batch_size, shuffle=True, drop_last=True, num_workers=workers
+        dataset,
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
     )
 
 

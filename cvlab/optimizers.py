@@ -99,24 +99,32 @@ def adagrad_step_factor(optimizer: optim.Adagrad) -> float:
     return torch.cat(factors).median().item()
 
 
-def ravine(x: Tensor, y: Tensor, steepness: float = 20.0) -> Tensor:
-    """A long valley, `steepness` times more curved across (y) than along (x); minimum 0 at 0, 0."""
-    return 0.5 * (x**2 + steepness * y**2)
+def ravine(x: Tensor, y: Tensor, angle: float = 0.0) -> Tensor:
+    """A valley 100 times more curved across than along, turned by `angle` degrees; minimum at 0."""
+    turn = math.radians(angle)
+    along = math.cos(turn) * x + math.sin(turn) * y
+    across = math.cos(turn) * y - math.sin(turn) * x
+    return 0.5 * (along**2 + 100 * across**2)
 
 
-def path(name: str, lr: float, *, steps: int = 60, momentum: float = MOMENTUM) -> np.ndarray:
-    """Let an optimizer walk down the ravine from (-4, 1).
+def path(
+    name: str, lr: float, *, angle: float = 0.0, steps: int = 60, momentum: float = MOMENTUM
+) -> np.ndarray:
+    """Let an optimizer walk down the ravine, from 4 along and 0.5 across.
 
     Args:
         name: key of `OPTIMIZERS`, not "Muon", which is made for matrices.
         lr: learning rate, > 0.
+        angle: degrees by which ravine and start are turned.
         steps: how many.
         momentum: replaces 0.9 for "momentum" and "Nesterov".
 
     Returns:
         float [steps + 1, 2], the points visited; NaN after the walk has left for infinity.
     """
-    point = nn.Parameter(torch.tensor([-4.0, 1.0]))
+    turn = math.radians(angle)
+    start = [-4 * math.cos(turn) - 0.5 * math.sin(turn), 0.5 * math.cos(turn) - 4 * math.sin(turn)]
+    point = nn.Parameter(torch.tensor(start, dtype=torch.float64))
     optimizer = make_optimizer(name, [point], lr)
     for group in optimizer.param_groups:
         if group.get("momentum"):
@@ -124,12 +132,19 @@ def path(name: str, lr: float, *, steps: int = 60, momentum: float = MOMENTUM) -
     points = [point.detach().clone()]
     for _ in range(steps):
         optimizer.zero_grad()
-        ravine(*point).backward()
+        ravine(*point, angle).backward()
         optimizer.step()
         points.append(point.detach().clone())
     walked = torch.stack(points).numpy()
-    walked[np.abs(walked).max(1) > 1e6] = np.nan
+    walked[~(np.abs(walked).max(1) < 1e6)] = np.nan
     return walked
+
+
+def best_rate(name: str, *, angle: float = 0.0, steps: int = 60) -> float:
+    """The rate of 25 between 0.001 and 10 whose walk ends nearest to the ravine's minimum."""
+    rates = np.geomspace(1e-3, 10, 25)
+    ends = [np.hypot(*path(name, lr, angle=angle, steps=steps)[-1]) for lr in rates]
+    return float(rates[np.nanargmin(ends)])
 
 
 def state_bytes(optimizer: optim.Optimizer) -> int:

@@ -11,8 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999"]
+PERCENT = PercentFormatter(1, decimals=0)
 STYLES = ["-", "--", "-.", ":"]
 MARKERS = "osD^vPX*"
 STYLE = {
@@ -119,6 +121,8 @@ def curves(
         )
     axis.set(xlabel=xlabel, ylabel=ylabel, **axis_options)
     axis.margins(x=0.12)
+    if xlabel == "epoch":
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 
@@ -144,46 +148,46 @@ def sweep(table: pd.DataFrame, title: str, ylabel: str, chance: float) -> Figure
         axis.set_xscale("log")
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
-    figure.supylabel(ylabel, fontsize=10)
+    for axis in axes.reshape(-1, 4)[:, 0]:
+        axis.set_ylabel(ylabel)
+        axis.yaxis.set_major_formatter(PERCENT)
     footnote(figure, "Learning rate (log scale). Band: lowest to highest seed. Dotted: guessing.")
     return figure
 
 
-def dots_by_group(table: pd.DataFrame, title: str, xlabel: str) -> Figure:
-    """Every run as a dot, the mean as a bar: columns `group`, `score`, best mean on top."""
-    means = table.groupby("group")["score"].mean().sort_values(ascending=False)
+def dots_by_optimizer(table: pd.DataFrame, title: str, xlabel: str) -> Figure:
+    """Every run as a dot, each mean as a bar: columns `optimizer`, `test_accuracy`."""
+    means = table.groupby("optimizer")["test_accuracy"].mean().sort_values(ascending=False)
     figure, axis = canvas(title, size=(7.5, 0.42 * len(means) + 1.3))
     for place, name in enumerate(means.index):
-        scores = table.loc[table["group"] == name, "score"]
+        scores = table["test_accuracy"][table["optimizer"] == name]
         axis.plot(scores, np.full(len(scores), place), "o", color=COLOURS[0], alpha=0.75, mew=0)
         axis.plot([means[name]] * 2, [place - 0.3, place + 0.3], color=COLOURS[1], linewidth=2.5)
     axis.set_yticks(range(len(means)), means.index)
     axis.invert_yaxis()
     axis.set_xlabel(xlabel)
+    axis.xaxis.set_major_formatter(PERCENT)
     axis.grid(visible=False, axis="y")
     return figure
 
 
-def ravine_paths(paths: Mapping[str, np.ndarray], surface: Callable, title: str) -> Figure:
-    """Walks over the contours of `surface(x, y)`; one panel a walk, float [steps + 1, 2]."""
-    rows = -(-len(paths) // 4)
-    columns = min(4, len(paths))
-    figure, axes = canvas(
-        title, columns, rows, size=(2.3 * columns + 0.6, 2.1 * rows + 0.7), squeeze=False,
-        sharex=True, sharey=True,
-    )  # fmt: skip
-    x, y = np.meshgrid(np.linspace(-4.8, 2.5, 120), np.linspace(-1.7, 1.7, 120))
-    for i, (axis, (name, walk)) in enumerate(zip(axes.flat, paths.items(), strict=False)):
-        axis.contour(
-            x, y, surface(x, y), levels=np.geomspace(0.02, 40, 9), colors="#BBBBBB", linewidths=0.7
-        )
-        axis.plot(*walk.T, "-", marker=".", color=COLOURS[i % 7], markersize=4, linewidth=1)
-        axis.plot(0, 0, "*", color="black", markersize=9)
-        axis.set_title(name, fontsize=9.5, loc="left")
-        axis.set(xlim=(-4.8, 2.5), ylim=(-1.7, 1.7))
-        axis.grid(visible=False)
-    for axis in axes.flat[len(paths) :]:
-        axis.axis("off")
+def ravine_paths(walks: Sequence[dict], surface: Callable, title: str, columns: int = 4) -> Figure:
+    """Walks over the contours of `surface(x, y, angle)`, one panel each.
+
+    A walk is a dict: `name`, `angle` in degrees, `points` float [steps + 1, 2].
+    """
+    columns = min(columns, len(walks))
+    rows = -(-len(walks) // columns)
+    size = (2.25 * columns + 0.3, 2.4 * rows + 0.5)
+    figure, axes = canvas(title, columns, rows, size=size, squeeze=False, sharex=True, sharey=True)
+    x, y = np.meshgrid(*[np.linspace(-4.6, 4.6, 160)] * 2)
+    levels, thin = np.geomspace(0.3, 900, 8), {"colors": "#BBBBBB", "linewidths": 0.7}
+    for axis, walk in zip(axes.flat, walks, strict=True):
+        axis.contour(x, y, surface(x, y, walk["angle"]), levels=levels, **thin)
+        axis.plot(*walk["points"].T, "-o", color=COLOURS[0], markersize=2.5, linewidth=1)
+        axis.plot(0, 0, "*", color=COLOURS[1], markersize=9)
+        axis.set_title(walk["name"], fontsize=9, loc="left")
+        axis.set(xlim=(-4.6, 4.6), ylim=(-4.6, 4.6), aspect="equal", xticks=[], yticks=[])
     return figure
 
 
@@ -198,21 +202,30 @@ def training(history, title: str) -> Figure:
             line = {"color": colour, "label": part, "markersize": 4}
             axis.plot(epochs["epoch"], epochs[f"{part}_{what}"], look, **line)
         axis.set(xlabel="epoch", ylabel=what)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes[1].yaxis.set_major_formatter(PERCENT)
     axes[0].legend()
     return figure
 
 
-def live(run, what: str, title: str, pause: float = 2.0) -> Callable:
-    """A `watch` for `fit` that redraws `training` in place after an epoch, every `pause` seconds.
+def losses(histories: Mapping, title: str = "Mean training loss of each epoch") -> Figure:
+    """Mean training loss over epochs: name -> History."""
+    epochs = {name: history.epochs for name, history in histories.items()}
+    series = {name: (e["epoch"].tolist(), e["train_loss"].tolist()) for name, e in epochs.items()}
+    return curves(series, title, "epoch", "mean training loss (cross-entropy)")
 
-    Show the finished history under the same name afterwards; a headless run, which keeps the last
+
+def live(run, what: str, draw: Callable, pause: float = 2.0) -> Callable:
+    """A `watch` for `fit` that redraws `draw(history)` in place, at most every `pause` seconds.
+
+    Show the finished figure under the same name afterwards; a headless run, which keeps the last
     drawing only, then ends with one figure.
     """
     drawn = [-pause]
 
     def watch(history, optimizer) -> None:
         if time.monotonic() - drawn[0] >= pause:
-            run.show(training(history, title), what)
+            run.show(draw(history), what)
             drawn[0] = time.monotonic()
 
     return watch

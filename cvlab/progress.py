@@ -27,18 +27,19 @@ class _NotebookLine:
         pass
 
 
-def progress(total: int | None, what: str, unit: str = "it") -> tqdm:
+def progress(total: int | None, what: str | None, unit: str = "it") -> tqdm:
     """Make a tqdm bar of `total` steps with rate and time left; use it in a `with` statement.
 
-    In a terminal it goes to stderr, and only when that is a terminal, so logs stay short.
+    Without a label (`what` is None) nothing is shown. In a terminal it goes to stderr, and only
+    when that is a terminal, so logs stay short.
     """
-    notebook = in_notebook()
+    notebook = in_notebook() and what is not None
     return tqdm(
         total=total,
         desc=what,
         unit=unit,
         file=_NotebookLine() if notebook else sys.stderr,
-        disable=False if notebook else None,
+        disable=(what is None) or (False if notebook else None),
         ncols=100,
         mininterval=0.5,
         dynamic_ncols=False,

@@ -21,6 +21,8 @@ import nbformat
 from cvlab.paths import data_folder, project_root, replace_atomically
 from cvlab.run import MIME, STAND_IN_LABEL, ParameterError, check_parameters, profiles
 
+CELL_SECONDS = {"smoke": 600, "class": 3600, "full": None}  # a hung cell must not cost a night
+
 
 @dataclass
 class Plan:
@@ -127,12 +129,13 @@ def execute(plan: Plan, out: Path, *, jobs: int = 1, resume: bool = False) -> li
         print(f"{name}: finished earlier, kept")
     # Profile and data travel in the environment that kernels inherit, not as injected
     # parameters: an executed notebook then has the same cells as its source.
-    os.environ.update(_environment(plan, out))
-    tasks = [(plan.profile, name, given[name], out, i % jobs) for i, name in enumerate(todo)]
+    os.environ.update(_environment(plan, out, jobs))
+    paths = notebook_paths()
+    tasks = [(plan.profile, paths[n], given[n], out, i % jobs) for i, n in enumerate(todo)]
     try:
         if jobs == 1:
             for task in tasks:
-                results[task[1]] = _execute_one(*task)
+                results[task[1].stem] = _execute_one(*task)
         else:
             with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
                 for result in pool.map(_execute_one, *zip(*tasks, strict=True)):
@@ -142,8 +145,10 @@ def execute(plan: Plan, out: Path, *, jobs: int = 1, resume: bool = False) -> li
     return list(results.values())
 
 
-def _environment(plan: Plan, out: Path) -> dict[str, str]:
+def _environment(plan: Plan, out: Path, jobs: int) -> dict[str, str]:
     values = {"CVLAB_PROFILE": plan.profile, "CVLAB_OUT": str(out.resolve())}
+    if jobs > 1:  # two processes that each want all cores slow each other down many times over
+        values["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     if plan.data == "synthetic":
         values["CVLAB_DATA"] = plan.data
     elif plan.data != "auto":
@@ -151,51 +156,61 @@ def _environment(plan: Plan, out: Path) -> dict[str, str]:
     return values
 
 
-def _execute_one(profile: str, name: str, parameters: dict, out: Path, slot: int) -> Result:
-    import papermill
+def _execute_one(profile: str, path: Path, parameters: dict, out: Path, slot: int) -> Result:
+    """Execute into `<name>.running.ipynb`, renamed to `<name>.ipynb` or `<name>.failed.ipynb`.
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # the table says it better
-    path, target, began = notebook_paths()[name], out / f"{name}.ipynb", time.perf_counter()
+    So `<name>.ipynb` is there exactly if the notebook has passed: papermill's own marks call an
+    interrupted notebook complete.
+    """
+    name, began, error = path.stem, time.perf_counter(), ""
     print(f"{name}: running ({profile}) ...", flush=True)
-    bar = {"desc": f"  {name}", "position": slot, "leave": False}
-    error = ""
+    target, failed = out / f"{name}.ipynb", out / f"{name}.failed.ipynb"
+    target.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
+    running = out / f"{name}.running.ipynb"
     try:
-        papermill.execute_notebook(
-            str(path),
-            str(target),
-            parameters=parameters,
-            progress_bar=bar if sys.stderr.isatty() else False,
-            cwd=str(path.parent),
-            autosave_cell_every=5,
-            start_timeout=180,
-        )
+        _papermill(profile, path, running, parameters, slot)
     except Exception as problem:  # a cell's error, or a kernel that died: papermill has many
         kind = getattr(problem, "ename", type(problem).__name__)
-        error = f"{kind}: {getattr(problem, 'evalue', problem)}"
+        error, target = f"{kind}: {getattr(problem, 'evalue', problem)}", failed
+    if running.exists():
+        running.replace(target)
     result = read_result(target)
     if error:
         result.status, result.error = "failed", error
-    result.seconds = time.perf_counter() - began
+    result.notebook, result.seconds = name, time.perf_counter() - began
     claims = f"{result.claims_held} of {result.claims} claims hold"
     print(f"{name}: {result.status}, {result.seconds:.0f} s, {claims}", flush=True)
     return result
 
 
+def _papermill(profile: str, path: Path, target: Path, parameters: dict, slot: int) -> None:
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # the table says it better
+    bar = {"desc": f"  {path.stem}", "position": slot, "leave": False}
+    papermill.execute_notebook(
+        str(path),
+        str(target),
+        parameters=parameters,
+        progress_bar=bar if sys.stderr.isatty() else False,
+        cwd=str(path.parent),
+        autosave_cell_every=5,
+        start_timeout=180,
+        execution_timeout=CELL_SECONDS[profile],
+        extra_arguments=["--log-level=ERROR"],  # of the kernel, whose warnings help nobody
+    )
+
+
 def read_result(path: Path) -> Result:
     """The result that an executed notebook holds; "not run" for none or a damaged one."""
-    result = Result(path.stem, "not run")
     try:
         notebook = nbformat.read(path, as_version=4)
     except Exception:  # absent, cut short, or no notebook: in each case it has to run
-        return result
-    about = notebook.metadata.get("papermill", {})
-    result.seconds = about.get("duration") or 0.0
+        return Result(path.stem, "not run")
     claims = [content["holds"] for content in records(notebook) if "claim" in content]
-    result.claims, result.claims_held = len(claims), sum(claims)
-    done = [cell.metadata.get("papermill", {}).get("status") for cell in notebook.cells]
-    if about.get("end_time") and set(done) == {"completed"}:
-        result.status = "passed"
-    return result
+    seconds = notebook.metadata.get("papermill", {}).get("duration") or 0.0
+    return Result(path.stem, "passed", seconds, sum(claims), len(claims))
 
 
 def records(notebook: nbformat.NotebookNode) -> list[dict]:

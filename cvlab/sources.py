@@ -117,22 +117,26 @@ def fetch(name: str, folder: Path) -> Path | None:
         return None
 
 
-def keep_classes(data: RawData, wanted: Sequence[str]) -> RawData:
-    """Only the classes `wanted`, relabelled 0..n-1 in that order.
+def check_classes(wanted: Sequence[str], available: Sequence[str], where: str) -> None:
+    """Check a choice of classes.
 
     Raises:
         ValueError: a class is not there (close names are suggested), named twice, or the only one.
     """
     for name in wanted:
-        if name not in data.classes:
-            close = difflib.get_close_matches(name, data.classes, n=3, cutoff=0.5)
+        if name not in available:
+            close = difflib.get_close_matches(name, available, n=3, cutoff=0.5)
             hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
             raise ValueError(
-                f"There is no class {name!r} in {data.source}. {hint}"
-                f"It has: {', '.join(data.classes)}."
+                f"There is no class {name!r} in {where}. {hint}It has: {', '.join(available)}."
             )
     if len(set(wanted)) != len(wanted) or len(wanted) < 2:
         raise ValueError(f"classes={list(wanted)} was given; name two or more different classes.")
+
+
+def keep_classes(data: RawData, wanted: Sequence[str]) -> RawData:
+    """Only the classes `wanted`, relabelled 0..n-1 in that order; see `check_classes`."""
+    check_classes(wanted, data.classes, data.source)
     new_label = {data.classes.index(name): new for new, name in enumerate(wanted)}
 
     def chosen(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -225,8 +229,9 @@ def _unpickle(content: bytes) -> dict:
 
 
 def _damaged(path: Path, why: object) -> DataError:
+    reason = str(why).splitlines()[0].rstrip(".:") if str(why) else type(why).__name__
     return DataError(
-        f"{path} cannot be read: {why}. The file is damaged or cut short. "
+        f"{path} cannot be read: {reason}. The file is damaged or cut short. "
         "Copy it again, or delete it to have it downloaded."
     )
 

@@ -108,7 +108,7 @@ def fit(
     patience: int | None = None,
     checkpoint: Path | None = None,
     watch: Callable[[History, torch.optim.Optimizer], None] | None = None,
-    what: str = "training",
+    what: str | None = "training",
 ) -> History:
     """Train `model` in place on the device of `train` and return what was measured.
 
@@ -132,7 +132,7 @@ def fit(
         patience: epochs; None trains to the end and keeps the last weights.
         checkpoint: file to store to and resume from.
         watch: called after every epoch with the history so far and the optimizer.
-        what: label of the progress bar.
+        what: label of the progress bar; None shows none.
 
     Raises:
         ValueError: an unknown name or a number out of range; the message lists the choices.
@@ -358,8 +358,9 @@ class _Training:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
         except Exception as error:  # torch.load raises whatever the broken bytes lead to
+            reason = str(error).partition("\n")[0].rstrip(".:")
             raise CheckpointError(
-                f"The checkpoint {path} cannot be used: {error}. "
+                f"The checkpoint {path} cannot be used: {reason}. "
                 "Delete it to train from the start, or name another file."
             ) from error
         self.best_weights, self.history = state["best_weights"], History(**state["history"])

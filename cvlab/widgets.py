@@ -24,7 +24,7 @@ def browse(data: ImageData) -> widgets.Widget:
             axis.axis("off")
         return figure
 
-    return _interactive(draw, [name, page], {"name": name, "page": page})
+    return _interactive(draw, {"name": name, "page": page})
 
 
 def ravine(names: Sequence[str] = ("momentum", "Nesterov", "SGD", "Adagrad", "Adam")):
@@ -37,31 +37,41 @@ def ravine(names: Sequence[str] = ("momentum", "Nesterov", "SGD", "Adagrad", "Ad
         value=0.9, min=0, max=0.99, step=0.01, description="momentum", continuous_update=False
     )
 
-    def draw(name: str, rate: float, momentum: float):
-        walk = optimizers.path(name, rate, momentum=momentum)
-        end = walk[-1]
-        lost = np.isnan(end).any()
-        where = "left for infinity" if lost else f"{np.hypot(*end):.3f} from the minimum"
-        title = f"{name}, rate {rate:.3g}: after 60 steps {where}"
-        figure = plots.ravine_paths({"": walk}, optimizers.ravine, title)
-        figure.set_size_inches(7.5, 3.2)
+    angle = widgets.IntSlider(
+        min=0, max=45, step=5, description="turned by", continuous_update=False
+    )
+
+    def draw(name: str, rate: float, momentum: float, angle: int):
+        points = optimizers.path(name, rate, momentum=momentum, angle=angle)
+        distance = np.hypot(*points[-1])
+        end = "left for infinity" if np.isnan(distance) else f"{distance:.2g} from the minimum"
+        walk = {"name": f"rate {rate:.2g}", "angle": angle, "points": points}
+        figure = plots.ravine_paths([walk], optimizers.ravine, f"{name}: after 60 steps {end}")
+        figure.set_size_inches(5, 4.6)
         return figure
 
-    controls = [name, rate, momentum]
-    return _interactive(draw, controls, {"name": name, "rate": rate, "momentum": momentum})
+    controls = {"name": name, "rate": rate, "momentum": momentum, "angle": angle}
+    return _interactive(draw, controls)
 
 
-def _interactive(draw: Callable, controls: list, names: dict) -> widgets.Widget:
-    """Controls over an output that `draw` fills anew whenever one of them moves."""
+def _interactive(draw: Callable, controls: dict[str, widgets.Widget]) -> widgets.Widget:
+    """Controls over a picture that `draw` makes anew whenever one of them moves.
+
+    The picture is an Image widget: an Output widget, as `interactive_output` uses, can make a
+    headless run wait for ever, because nbclient takes part in filling it.
+    """
     import matplotlib.pyplot as plt
-    from IPython.display import display
 
     from cvlab.run import png
 
-    def redraw(**values) -> None:
-        figure = draw(**values)
-        plt.close(figure)
-        display({"image/png": png(figure), "text/plain": ""}, raw=True)
+    picture = widgets.Image(format="png")
 
-    output = widgets.interactive_output(redraw, names)
-    return widgets.VBox([widgets.HBox(controls), output])
+    def redraw(change=None) -> None:
+        figure = draw(**{name: control.value for name, control in controls.items()})
+        picture.value = png(figure)
+        plt.close(figure)
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox([*controls.values(), picture])

@@ -1,0 +1,32 @@
+# make run   executes the whole workbook on small data, into runs/<time>/
+# make test  checks everything: style, tests, every notebook
+# Both create .venv and install into it first, when something changed. PYTHON names another Python.
+PYTHON ?= python3
+BIN := .venv/bin
+CI_FLAGS ?=
+
+.PHONY: run test publish bench
+
+run: .venv/installed
+	@echo "== Running every notebook (smoke profile, about a minute) =="
+	@$(BIN)/python -m cvlab run --profile smoke
+
+test: .venv/installed
+	@echo "== Style =="
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@echo "== Tests, then every notebook (smoke profile) =="
+	@$(BIN)/python -m pytest $(CI_FLAGS)
+
+publish: .venv/installed
+	@echo "== Running every notebook on real data (class profile) and publishing it =="
+	@$(BIN)/python -m cvlab run --profile class --out runs/publish && $(BIN)/python -m cvlab publish runs/publish
+
+bench: .venv/installed
+	@$(BIN)/python -m cvlab bench --out data/results/bench.json
+
+.venv/installed: requirements.txt pyproject.toml
+	@echo "== Installing into .venv (some minutes the first time) =="
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make run PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@

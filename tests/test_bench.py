@@ -1,0 +1,52 @@
+"""The clock: what it counts, and that contestants take turns."""
+
+import pytest
+
+from cvlab.bench import compare, time_calls
+
+
+class FakeTime:
+    """A clock that stands still unless a call moves it."""
+
+    def __init__(self):
+        self.now, self.order = 0.0, []
+
+    def __call__(self):
+        return self.now
+
+    def call(self, name, *costs):
+        costs = list(costs)
+
+        def work():
+            self.order.append(name)
+            self.now += costs.pop(0) if len(costs) > 1 else costs[0]
+
+        return work
+
+
+def test_every_call_is_timed_the_first_too():
+    clock = FakeTime()
+    assert time_calls(clock.call("a", 9, 1), 3, clock=clock).tolist() == [9, 1, 1]
+
+
+def test_compare_reports_medians_spread_and_ratio_without_the_warm_up():
+    clock = FakeTime()
+    calls = {"slow": clock.call("slow", 100, 0.004), "fast": clock.call("fast", 100, 0.001)}
+    table = compare(calls, rounds=5, warmup=1, clock=clock)
+    assert table["ms"].tolist() == pytest.approx([4, 1])
+    assert table["p90"].tolist() == pytest.approx([4, 1])
+    assert table["ratio"].tolist() == pytest.approx([1, 4])
+    assert table["n"].tolist() == [5, 5]
+
+
+def test_contestants_take_turns():
+    """One after the other, a slow minute of the machine would hit one contestant only."""
+    clock = FakeTime()
+    calls = {name: clock.call(name, 1) for name in "ab"}
+    compare(calls, rounds=3, warmup=0, clock=clock)
+    assert "".join(clock.order) == "ababab"
+
+
+def test_nothing_to_compare_is_an_error():
+    with pytest.raises(ValueError, match="0 contestants"):
+        compare({})

@@ -1,0 +1,50 @@
+"""Networks, the stand-in's difficulty, and pictures of them."""
+
+import numpy as np
+import pytest
+import torch
+
+from cvlab import data as cvdata
+from cvlab import plots, synthetic
+from cvlab.models import LeNet, SmallCNN
+from cvlab.train import evaluate, fit
+
+
+@pytest.mark.parametrize(("model", "weights"), [(LeNet, 62_006), (SmallCNN, 237_210)])
+def test_shapes_and_sizes(model, weights):
+    net = model(10).eval()
+    assert net(torch.zeros(3, 3, 32, 32)).shape == (3, 10)
+    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert sum(p.numel() for p in net.parameters()) == weights
+
+
+def test_the_stand_in_can_be_learnt_and_is_not_easy():
+    """About a minute of the small CNN must pass 60 % and stay below 99 %."""
+    data = cvdata.load("cifar10", "synthetic")
+    torch.manual_seed(0)
+    model = SmallCNN()
+    train, val = data.batches("train", 64), data.batches("val", 600)
+    fit(model, train, val, epochs=8, lr=0.1, schedule="one-cycle", what=None)
+    score = evaluate(model, data.batches("test", 1000))
+    assert 0.6 < score.accuracy < 0.99
+
+
+def test_the_same_seed_draws_the_same_images():
+    labels = np.arange(20) % 2
+    first, again, other = (synthetic.draw(labels, ["cat", "otter"], s) for s in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert first.dtype == np.uint8
+    assert len(np.unique(first[0])) > 50
+
+
+def test_unknown_names_get_drawings_of_their_own():
+    assert synthetic.parts_of("wolf") == synthetic.parts_of("wolf")
+    assert synthetic.parts_of("wolf") != synthetic.parts_of("rose")
+
+
+def test_curves_are_drawn_with_names_at_their_ends():
+    figure = plots.curves({"a": ([1, 2], [3, 4])}, "title", "x", "y")
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["a"]
+    assert figure.get_suptitle() == "title"

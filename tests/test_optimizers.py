@@ -1,0 +1,67 @@
+"""Optimizers by name, and the facts that 01 shows with them."""
+
+import numpy as np
+import pytest
+import torch
+
+from cvlab import optimizers
+from cvlab.models import LeNet
+
+
+def stepped(name, lr=0.01):
+    torch.manual_seed(0)
+    model = LeNet()
+    optimizer = optimizers.make_optimizer(name, model.parameters(), lr)
+    model(torch.randn(4, 3, 32, 32)).square().mean().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_every_optimizer_moves_every_weight(name):
+    """Muon shares the weights with AdamW: none may be forgotten."""
+    torch.manual_seed(0)
+    before = [p.clone() for p in LeNet().parameters()]
+    model, _ = stepped(name)
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("SGD", 0), ("momentum", 4), ("Adagrad", 4), ("Adam", 8)]
+)
+def test_state_bytes_per_weight(name, size):
+    model, optimizer = stepped(name)
+    assert optimizers.state_bytes(optimizer) == size * sum(p.numel() for p in model.parameters())
+
+
+def test_adagrads_factor_is_rate_over_root_of_summed_squares():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = optimizers.make_optimizer("Adagrad", [weight], lr=0.5)
+    for _ in range(4):
+        weight.grad = torch.full((3,), 2.0)
+        optimizer.step()
+    assert optimizers.adagrad_step_factor(optimizer) == pytest.approx(0.5 / np.sqrt(4 * 2.0**2))
+
+
+@pytest.mark.parametrize("name", ["SGD", "momentum", "Nesterov"])
+def test_sgd_walks_the_turned_ravine_the_same_way(name):
+    ends = [np.hypot(*optimizers.path(name, 0.01, angle=angle)[-1]) for angle in (0, 30)]
+    assert ends[0] == pytest.approx(ends[1])
+
+
+def test_a_walk_that_leaves_for_infinity_ends_in_nan():
+    walk = optimizers.path("SGD", 1.0)
+    assert np.isnan(walk[-1]).all()
+    assert np.isfinite(walk[0]).all()
+
+
+def test_momentum_of_the_walk_is_the_one_asked_for():
+    assert np.allclose(
+        optimizers.path("momentum", 0.01, momentum=0.0), optimizers.path("SGD", 0.01)
+    )
+
+
+def test_cost_has_a_row_for_every_optimizer():
+    table = optimizers.cost(LeNet(), ["SGD", "Adam"], rounds=3)
+    assert table["bytes_per_weight"].tolist() == [0, 8]
+    assert (table["ms"] > 0).all()

@@ -1,0 +1,115 @@
+"""A notebook's context: parameters are checked, claims decide, records are real numbers."""
+
+import subprocess
+import sys
+import tomllib
+
+import matplotlib.pyplot as plt
+import pytest
+
+import cvlab
+from cvlab import plots
+from cvlab.paths import profiles_file
+from cvlab.run import PROFILES, ClaimsFailed, ParameterError, check_parameters
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("CVLAB_OUT", str(tmp_path))
+    return cvlab.start("00_environment", "smoke", "synthetic")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "hint"),
+    [
+        ("01_optimisers", {}, "01_optimizers"),
+        ("01_optimizers", {"profile": "quick"}, "smoke"),
+        ("01_optimizers", {"epoch": 3}, "EPOCHS"),
+        ("01_optimizers", {"epochs": 0}, "from 2 to 1000"),
+        ("01_optimizers", {"epochs": "many"}, "whole number"),
+        ("01_optimizers", {"epochs": 2.5}, "whole number"),
+        ("01_optimizers", {"epochs": True}, "whole number"),
+        ("01_optimizers", {"optimizers": ["SGD", "sgd"]}, "'momentum'"),
+        ("01_optimizers", {"optimizers": []}, "at least one"),
+        ("01_optimizers", {"rates": [0.1, -1]}, "from 1e-06"),
+        ("01_optimizers", {"seed": -1}, "SEED"),
+        ("01_optimizers", {"data": 3}, "folder"),
+    ],
+)
+def test_a_wrong_parameter_is_answered_with_the_choices(name, parameters, hint):
+    with pytest.raises(ParameterError, match=hint):
+        check_parameters(name, parameters)
+
+
+def test_none_means_from_the_profile():
+    knobs = cvlab.start("01_optimizers", "smoke", epochs=None, rates=[0.5]).knobs
+    budget = tomllib.loads(profiles_file().read_text())["01_optimizers"]["smoke"]
+    assert knobs.epochs == budget["epochs"]
+    assert knobs.rates == [0.5]
+
+
+def test_every_notebook_has_the_same_knobs_in_every_profile():
+    """A knob missing in one profile fails an instructor's run hours later."""
+    for name, budgets in tomllib.loads(profiles_file().read_text()).items():
+        knobs = [set(budgets[p]) - {"n_train", "n_val", "n_test"} for p in PROFILES]
+        assert knobs[0] == knobs[1] == knobs[2], name
+        for profile in PROFILES:
+            limited = {k: v for k, v in budgets[profile].items() if k in budgets["limits"]}
+            check_parameters(name, limited)
+
+
+def test_the_profile_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("CVLAB_PROFILE", "smoke")
+    assert cvlab.start("00_environment").profile == "smoke"
+
+
+def test_a_false_claim_fails_the_notebook_at_the_end_and_is_named(run, capsys):
+    run.claim("water is wet", True)
+    run.claim("the moon is cheese", False)
+    with pytest.raises(ClaimsFailed, match="moon is cheese"):
+        run.finish()
+    assert "✓ water is wet\n✗ the moon is cheese\n" in capsys.readouterr().out
+
+
+def test_true_claims_pass(run):
+    run.claim("water is wet", 1 < 2)
+    run.finish()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_only_finite_numbers_are_records(run, value):
+    with pytest.raises(ValueError, match="finite"):
+        run.record("accuracy", value)
+
+
+def test_a_figure_of_the_stand_in_says_so(run, tmp_path):
+    run.load("cifar10")
+    open_before = plt.get_fignums()
+    figure, _ = plots.canvas("A finding")
+    run.show(figure, "finding")
+    assert "STAND-IN" in figure.get_suptitle()
+    assert (tmp_path / "figures" / "00_finding.png").read_bytes()[:4] == b"\x89PNG"
+    assert plt.get_fignums() == open_before
+
+
+def test_a_figure_that_cannot_be_saved_does_not_stop_the_notebook(run, tmp_path, capsys):
+    (tmp_path / "figures").write_text("a file in the way")
+    run.show(plots.canvas("A finding")[0], "finding")
+    assert "not saved" in capsys.readouterr().out
+
+
+def test_import_is_quick_because_heavy_libraries_wait():
+    heavy = "onnxruntime, optuna, timm, torchvision, openvino, sklearn, papermill"
+    code = f"import cvlab, sys; print([m for m in '{heavy}'.split(', ') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_torchvision_imports_beside_this_torch():
+    """In a fresh process, because a repaired import stays repaired."""
+    code = (
+        "from cvlab.compat import import_torchvision as f; f(); f();"
+        "import torchvision.models as m, timm; print(m.resnet18(num_classes=3).fc.out_features)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "3"

@@ -1,0 +1,188 @@
+"""`python -m cvlab`: wrong input is refused before anything runs; failures cost little."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from cvlab import cli, runner
+
+PROFILES = """
+[10_good.smoke]
+n = 1
+[10_good.limits]
+n = [1, 9]
+[11_bad.limits]
+n = [1, 9]
+[12_last.limits]
+only_last = [1, 9]
+"""
+CLAIM = "from cvlab.run import _store; _store({'claim': 'c', 'holds': True})"
+LOG = "import os; open(os.environ['RAN'], 'a').write('%s')"
+
+
+@pytest.fixture
+def workbook(tmp_path, monkeypatch):
+    """A project of three notebooks; the middle one fails. Returns (root, log of cells run)."""
+
+    def write(name, *cells, parameters="PROFILE = None\nDATA = 'auto'\nSEED = 0\nN = None"):
+        tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+        notebook = new_notebook(cells=[tagged, *map(new_code_cell, cells)])
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+        notebook.metadata.language_info = {"name": "python"}
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "profiles.toml").write_text(PROFILES)
+    write("10_good", LOG % "good ", "print(N)", CLAIM)
+    write("11_bad", LOG % "bad ", "1 / 0")
+    write("12_last", LOG % "last ", parameters="PROFILE = None\nSEED = 0\nONLY_LAST = 1")
+    monkeypatch.setattr("cvlab.paths.PACKAGE", tmp_path / "cvlab")
+    monkeypatch.setenv("RAN", str(tmp_path / "log"))
+    (tmp_path / "log").write_text("")
+    return tmp_path, tmp_path / "log"
+
+
+def command(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_a_failure_is_told_and_the_others_run(workbook, capsys):
+    root, log = workbook
+    assert command("run", "--out", root / "out") == 1
+    assert log.read_text() == "good bad last "
+    table = capsys.readouterr().out
+    assert "ZeroDivisionError" in table
+    assert "10_good              passed" in table
+    assert "1/1" in table
+
+
+def test_resume_repeats_nothing_that_finished(workbook, capsys):
+    root, log = workbook
+    command("run", "--out", root / "out", "-p", "N", "3")
+    log.write_text("")
+    assert command("run", "--resume", "--out", root / "out") == 1
+    assert log.read_text() == "bad "
+    assert "10_good: finished earlier" in capsys.readouterr().out
+
+
+def test_jobs_side_by_side_give_the_same_table(workbook):
+    root, log = workbook
+    plan = runner.Plan(["10_good", "11_bad", "12_last"])
+    results = runner.execute(plan, root / "out", jobs=2)
+    assert [(r.notebook, r.status) for r in results] == [
+        ("10_good", "passed"),
+        ("11_bad", "failed"),
+        ("12_last", "passed"),
+    ]
+    assert sorted(log.read_text().split()) == ["bad", "good", "last"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["-p", "M", "3"], "no chosen notebook has a parameter 'm'"),
+        (["-p", "N", "99"], "n=99 was given"),
+        (["-p", "N", "x"], "whole number"),
+        (["-p", "SEED", "-1"], "seed"),
+        (["-p", "PROFILE", "full"], "--profile"),
+        (["13"], "10_good"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_runs(workbook, capsys, arguments, hint):
+    """Papermill would warn, run the default, and the night would be lost."""
+    root, log = workbook
+    assert command("run", *arguments, "--out", root / "out") == 2
+    assert hint in capsys.readouterr().err.lower().replace("13'; choose from ", "")
+    assert log.read_text() == ""
+    assert not (root / "out").exists()
+
+
+def test_a_parameter_reaches_the_notebooks_that_have_it(workbook):
+    root, _ = workbook
+    command("run", "10", "12", "-p", "N", "7", "--out", root / "out")
+    notebook = nbformat.read(root / "out" / "10_good.ipynb", as_version=4)
+    assert "7\n" in [o.get("text") for c in notebook.cells for o in c.get("outputs", [])]
+    assert runner.read_result(root / "out" / "12_last.ipynb").status == "passed"
+
+
+def test_half_a_notebook_has_not_finished(workbook):
+    root, _ = workbook
+    command("run", "10", "--out", root / "out")
+    path = root / "out" / "10_good.ipynb"
+    assert runner.read_result(path).status == "passed"
+    path.write_text(path.read_text()[:300])
+    assert runner.read_result(path).status == "not run"
+
+
+def test_a_dead_kernel_is_a_failure_of_that_notebook_only(workbook):
+    root, _ = workbook
+    path = root / "notebooks" / "11_bad.ipynb"
+    path.write_text(path.read_text().replace("1 / 0", "import os; os._exit(1)"))
+    results = runner.execute(runner.Plan(["11_bad", "12_last"]), root / "out")
+    assert [r.status for r in results] == ["failed", "passed"]
+    assert "died" in results[0].error.lower()
+
+
+def test_ctrl_c_keeps_what_finished_and_resume_goes_on(workbook):
+    root, log = workbook
+    path = root / "notebooks" / "11_bad.ipynb"
+    path.write_text(path.read_text().replace("1 / 0", "import time; time.sleep(60)"))
+    code = (
+        "import pathlib, sys, cvlab.paths; cvlab.paths.PACKAGE = pathlib.Path(sys.argv.pop(1));"
+        "from cvlab.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = [sys.executable, "-c", code, str(root / "cvlab"), "run", "--out", str(root / "out")]
+    process = subprocess.Popen(arguments, env={**os.environ}, stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while "bad" not in log.read_text() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "--resume" in output
+    assert "11_bad               not run" in output
+    path.write_text(path.read_text().replace("time.sleep(60)", "time.sleep(0)"))
+    log.write_text("")
+    assert command("run", "--resume", "--out", root / "out") == 0
+    assert log.read_text() == "bad last "
+
+
+def test_only_a_passed_class_run_on_real_data_is_published(workbook, capsys):
+    root, _ = workbook
+    command("run", "10", "--out", root / "out")
+    assert command("publish", root / "out") == 2
+    assert "--profile class" in capsys.readouterr().err
+
+
+def test_publishing_copies_the_executed_notebook_without_traces(workbook):
+    root, _ = workbook
+    (root / "figures").mkdir()
+    command("run", "10", "--profile", "class", "--out", root / "out")
+    assert command("publish", root / "out") == 0
+    notebook = nbformat.read(root / "notebooks" / "10_good.ipynb", as_version=4)
+    assert all(c.execution_count for c in notebook.cells)
+    assert "papermill" not in Path(root / "notebooks" / "10_good.ipynb").read_text()
+
+
+def test_doctor_reports_what_is_missing_and_what_to_do(workbook, capsys):
+    assert command("doctor") == 0
+    out = capsys.readouterr().out
+    assert "python -m cvlab data fetch cifar10" in out
+    assert "torch 2" in out
+    assert "!!" not in out
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("0.1", 0.1), ("['a', 'b']", ["a", "b"]), ("None", None), ("cat", "cat")],
+)
+def test_values_are_read_as_python_or_text(text, value):
+    assert cli.value_of(text) == value
