@@ -31,8 +31,8 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="execute notebooks headless, with a table at the end")
     run.add_argument("notebooks", nargs="*", help="names or numbers (01); all if none is given")
-    run.add_argument("--profile", default="smoke", choices=PROFILES)
-    run.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
+    run.add_argument("--profile", choices=PROFILES, help="default: smoke")
+    run.add_argument("--data", help="a folder, or 'synthetic'; default: as README says")
     run.add_argument(
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
     )
@@ -80,6 +80,8 @@ def value_of(text: str) -> Any:
 def _run(options) -> int:
     out = options.out
     if options.resume:
+        if options.notebooks or options.profile or options.data or options.parameter:
+            raise ParameterError("A resumed run keeps its own plan; give --resume and --out only.")
         out = out or max((project_root() / "runs").glob("*/run.json"), default=Path()).parent
         if not (out / "run.json").is_file():
             raise ParameterError("There is no run to resume; name its folder with --out.")
@@ -91,7 +93,8 @@ def _run(options) -> int:
             if name in parameters:
                 raise ParameterError(f"Use --{name.lower()} in place of -p {name}.")
         names = runner.choose(options.notebooks)
-        plan = runner.Plan(names, options.profile, options.data, parameters)
+        profile, data = options.profile or "smoke", options.data or "auto"
+        plan = runner.Plan(names, profile, data, parameters)
     results = runner.execute(plan, out, jobs=options.jobs, resume=options.resume)
     print(f"\n{runner.table(results)}\n\nThe executed notebooks and figures are in {out}")
     return 0 if all(result.status == "passed" for result in results) else 1

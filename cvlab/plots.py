@@ -71,20 +71,15 @@ def class_balance(counts: pd.DataFrame, title: str) -> Figure:
 def first_calls(seconds: np.ndarray, title: str) -> Figure:
     """Milliseconds of every call in order, with the median of the second half."""
     ms = np.asarray(seconds) * 1e3
-    figure, axis = canvas(title, size=(7.5, 3.6))
-    axis.plot(np.arange(1, len(ms) + 1), ms, "o", color=COLOURS[0], markersize=4)
-    axis.plot(1, ms[0], "o", color=COLOURS[1], markersize=9)
-    axis.annotate(f"first call: {ms[0]:.3g} ms", (1, ms[0]), (12, -4), textcoords="offset points")
     steady = np.median(ms[len(ms) // 2 :])
-    axis.axhline(steady, color=COLOURS[6], linestyle="--", linewidth=1)
-    axis.annotate(
-        f"median of the second half: {steady:.3g} ms",
-        (len(ms), steady),
-        (0, 6),
-        textcoords="offset points",
-        ha="right",
-    )
-    axis.set(xlabel="call", ylabel="time of the call, ms (log scale)", yscale="log")
+    figure, axis = canvas(title, size=(7.5, 3.6))
+    axis.plot(1, ms[0], "D", color=COLOURS[1], markersize=8, label=f"first call: {ms[0]:.3g} ms")
+    axis.plot(np.arange(2, len(ms) + 1), ms[1:], "o", color=COLOURS[0], markersize=4)
+    label = f"median of the second half: {steady:.3g} ms"
+    axis.axhline(steady, color=COLOURS[6], linestyle="--", linewidth=1, label=label)
+    axis.set(xlabel="call", ylabel="time of the call, ms")
+    axis.set_ylim(0, ms.max() * 1.15)
+    axis.legend(loc="upper right")
     return figure
 
 
@@ -95,8 +90,11 @@ def intervals(table: pd.DataFrame, title: str, xlabel: str) -> Figure:
     places = np.arange(len(table))
     axis.errorbar(table["median"], places, xerr=[low, high], fmt="o", color=COLOURS[0], capsize=4)
     for place, (value, end) in enumerate(zip(table["median"], table["p90"], strict=True)):
-        axis.annotate(f"{value:,.3g}", (end, place), (8, -4), textcoords="offset points")
+        text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        axis.annotate(text, (end, place), (8, -4), textcoords="offset points")
     axis.set_yticks(places, table.index)
+    axis.set_ylim(-0.6, len(table) - 0.4)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.invert_yaxis()
     axis.set_xlim(0, table["p90"].max() * 1.2)
     axis.set_xlabel(xlabel)
@@ -115,7 +113,7 @@ def curves(
     figure, axis = canvas(title, size=(7.5, 4))
     for i, (name, (x, y)) in enumerate(series.items()):
         colour, style = COLOURS[i % 8], STYLES[i % 4]
-        axis.plot(x, y, style, color=colour, marker=MARKERS[i % 8], markersize=4, markevery=0.1)
+        axis.plot(x, y, style, color=colour, marker=MARKERS[i % 8], markersize=4)
         axis.annotate(
             name, (x[-1], y[-1]), (6, 0), textcoords="offset points", color=colour, va="center"
         )

@@ -10,7 +10,8 @@ import os
 import shutil
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -133,16 +134,24 @@ def execute(plan: Plan, out: Path, *, jobs: int = 1, resume: bool = False) -> li
     paths = notebook_paths()
     tasks = [(plan.profile, paths[n], given[n], out, i % jobs) for i, n in enumerate(todo)]
     try:
-        if jobs == 1:
-            for task in tasks:
-                results[task[1].stem] = _execute_one(*task)
-        else:
-            with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-                for result in pool.map(_execute_one, *zip(*tasks, strict=True)):
-                    results[result.notebook] = result
-    except KeyboardInterrupt:
-        print("\nInterrupted. What has finished is kept; go on with --resume.")
+        for result in _each(tasks, jobs):
+            results[result.notebook] = result
+    except (KeyboardInterrupt, BrokenExecutor) as error:
+        print(f"\nStopped: {error or 'interrupted'}. What has finished is kept; use --resume.")
+        for name in (name for name in todo if results[name].status == "not run"):
+            results[name] = read_result(out / f"{name}.ipynb")  # finished, but not yet told
     return list(results.values())
+
+
+def _each(tasks: list[tuple], jobs: int) -> Iterator[Result]:
+    if jobs == 1 or not tasks:
+        yield from (_execute_one(*task) for task in tasks)
+        return
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
+        yield from pool.map(_execute_one, *zip(*tasks, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _environment(plan: Plan, out: Path, jobs: int) -> dict[str, str]:

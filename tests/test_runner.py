@@ -92,6 +92,7 @@ def test_jobs_side_by_side_give_the_same_table(workbook):
         (["-p", "N", "x"], "whole number"),
         (["-p", "SEED", "-1"], "seed"),
         (["-p", "PROFILE", "full"], "--profile"),
+        (["--resume", "-p", "N", "3"], "keeps its own plan"),
         (["13"], "10_good"),
         (["--data", "nowhere"], "nowhere"),
     ],
