@@ -64,7 +64,7 @@ def test_cells_are_thin(notebook):
         assert len(lines) <= 15, cell.source
         assert "class " not in cell.source
     short = [cell for cell in code(notebook) if len(cell.source.splitlines()) <= 8]
-    assert len(short) >= 0.6 * len(code(notebook))
+    assert len(short) > len(code(notebook)) / 2
 
 
 def test_it_ends_with_claims_that_nothing_disturbs(notebook):
@@ -99,7 +99,7 @@ def test_it_is_published_executed_in_order_on_real_data(notebook):
 def test_its_file_is_clean(request, notebook):
     text = nbformat.writes(notebook)
     assert len(text) < 2_000_000
-    assert not re.search(r"/(work|root|tmp|home)/", text)
+    assert not re.search(r"""["'\s(=]/(work|root|tmp|home)/""", text)  # a path of some machine
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
     widgets = notebook.metadata.get("widgets", {})
     assert all("state" in content for content in widgets.values())  # else GitHub shows nothing
