@@ -45,6 +45,19 @@ class Split:
         chosen = torch.as_tensor(indices)
         return Split(self.images[chosen], self.labels[chosen])
 
+    def shifted(self, right: int, down: int) -> "Split":
+        """The images moved by so many pixels (negative: left, up); the edge is reflected.
+
+        Raises:
+            ValueError: a shift is larger than half the image.
+        """
+        height, width = self.images.shape[2:]
+        pad = max(abs(right), abs(down))
+        if pad > min(height, width) // 2:
+            raise ValueError(f"shifted({right}, {down}) was given for {width} x {height} images.")
+        padded, top, left = _pad(self.images, pad), pad - down, pad - right
+        return Split(padded[:, :, top : top + height, left : left + width], self.labels)
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -60,16 +73,27 @@ class ImageData:
     mean: tuple[float, float, float]  # of the training images, per channel, in 0..1
     std: tuple[float, float, float]
 
-    def batches(self, part: str, batch_size: int, *, device="cpu", seed: int = 0) -> "Batches":
-        """Feed `part`: "train" shuffled and augmented, "val" and "test" in order, as they are."""
+    def batches(
+        self,
+        part: str | Split,
+        batch_size: int,
+        *,
+        shuffle: bool | None = None,
+        augment: bool | None = None,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> "Batches":
+        """Feed "train" shuffled and augmented, "val", "test" or any `Split` in order, as they are.
+
+        `shuffle` and `augment` (which needs `shuffle`) ask for something else.
+        """
         choices = ("train", "val", "test")
-        if part not in choices:
-            raise ValueError(f"part={part!r} was given; choose one of {choices}.")
-        augment = part == "train"
-        split = getattr(self, part)
-        return Batches(
-            split, batch_size, self.mean, self.std, device=device, augment=augment, seed=seed
-        )
+        if not isinstance(part, Split) and part not in choices:
+            raise ValueError(f"part={part!r} was given; choose one of {choices}, or give a Split.")
+        split = part if isinstance(part, Split) else getattr(self, part)
+        how = {"shuffle": part == "train" if shuffle is None else shuffle, "seed": seed}
+        how["augment"] = how["shuffle"] if augment is None else augment
+        return Batches(split, batch_size, self.mean, self.std, device=device, **how)
 
     def take(
         self, n_train: int | None = None, n_val: int | None = None, n_test: int | None = None
@@ -187,15 +211,21 @@ class Batches:
         std: Sequence[float],
         *,
         device: str | torch.device = "cpu",
+        shuffle: bool = False,
         augment: bool = False,
         seed: int = 0,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} was given; it must be at least 1.")
+        if augment and not shuffle:
+            raise ValueError(
+                "augment=True needs shuffle=True: evaluation takes images as they are."
+            )
         if len(split) == 0:
             raise ValueError("The split holds no images.")
         self.split, self.device = split, torch.device(device)
-        self.batch_size, self.augment, self.seed = min(batch_size, len(split)), augment, seed
+        self.batch_size, self.seed = min(batch_size, len(split)), seed
+        self.shuffle, self.augment = shuffle, augment
         self.labels = split.labels.to(self.device)
         self.scale = (1 / (255 * torch.tensor(std))).to(self.device)
         self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(self.device)
@@ -210,9 +240,9 @@ class Batches:
         self.offsets = 2 * pad + 1
 
     def __len__(self) -> int:
-        """Batches in an epoch. Training drops the last, incomplete one; evaluation keeps it."""
+        """Batches in an epoch: the last, incomplete one is kept in order, dropped when shuffled."""
         n = len(self.split)
-        return n // self.batch_size if self.augment else -(-n // self.batch_size)
+        return n // self.batch_size if self.shuffle else -(-n // self.batch_size)
 
     def reseeded(self, seed: int) -> "Batches":
         """The same images in another random order; nothing is copied."""
@@ -222,14 +252,13 @@ class Batches:
 
     def epoch(self, n: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (images float32 [B, 3, H, W] in channels_last, labels int64 [B]) of epoch `n`."""
-        if not self.augment:
-            for rows in torch.arange(len(self.split), device=self.device).split(self.batch_size):
-                yield self._normalise(self.crops[rows, 0, 0]), self.labels[rows]
-            return
         random = torch.Generator(self.device).manual_seed(self.seed * 100_003 + n)
-        order = torch.randperm(len(self.split), generator=random, device=self.device)
+        order = torch.arange(len(self.split), device=self.device)
+        if self.shuffle:
+            order = torch.randperm(len(self.split), generator=random, device=self.device)
         for rows in order[: len(self) * self.batch_size].split(self.batch_size):
-            yield self._augmented(rows, random), self.labels[rows]
+            images = self._augmented(rows, random) if self.augment else self.crops[rows, 0, 0]
+            yield self._normalise(images), self.labels[rows]
 
     def _augmented(self, rows: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         count, options = len(rows), {"generator": random, "device": self.device}
@@ -237,7 +266,7 @@ class Batches:
         images = self.crops[rows, down, right]  # [B, H, W, 3]
         mirrored = torch.rand(count, **options) < 0.5
         images[mirrored] = images[mirrored].flip(2)
-        return self._normalise(images)
+        return images
 
     def _normalise(self, images: torch.Tensor) -> torch.Tensor:
         images = images.float().mul_(self.scale).add_(self.shift)  # NHWC: channels come last

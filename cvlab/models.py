@@ -1,9 +1,12 @@
 """The networks of the workbook, small enough to read. Inputs are [N, 3, 32, 32], outputs logits.
 
-No layer needs a fixed batch, and each model trains on a 2-core CPU in minutes.
+No layer needs a fixed batch, and each model trains on a 2-core CPU in minutes. `arguments` is
+what a model was made with: `cvlab.store` makes it again from that.
 """
 
+import pandas as pd
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class LeNet(nn.Module):
@@ -15,6 +18,7 @@ class LeNet(nn.Module):
 
     def __init__(self, classes: int = 10):
         super().__init__()
+        self.arguments = {"classes": classes}
         self.features = nn.Sequential(
             nn.Conv2d(3, 6, 5),
             nn.ReLU(),
@@ -37,9 +41,9 @@ class LeNet(nn.Module):
         return self.classifier(self.features(images))
 
 
-def conv_block(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
+def conv_block(inputs: int, outputs: int, stride: int = 1, pool: bool = False) -> nn.Sequential:
     """3 x 3 convolution, 2 x 2 max pooling if asked for, batch normalisation, ReLU."""
-    layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
+    layers = [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)]
     if pool:  # before normalisation: a quarter of the values is left to normalise
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
@@ -54,6 +58,7 @@ class SmallCNN(nn.Module):
 
     def __init__(self, classes: int = 10):
         super().__init__()
+        self.arguments = {"classes": classes}
         self.features = nn.Sequential(
             conv_block(3, 16),
             conv_block(16, 48, pool=True),
@@ -69,3 +74,74 @@ class SmallCNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[N, 3, 32, 32] to logits [N, classes]."""
         return self.classifier(self.features(images))
+
+
+class BlurPool(nn.Module):
+    """Halve the image: smooth with 1-2-1 in both directions, then keep every second pixel.
+
+    Smoothing first removes the detail that half the pixels cannot show and would show falsely.
+    Source: Zhang, "Making convolutional networks shift-invariant again", 2019.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, C, H/2, W/2]."""
+        padded = F.pad(features, (1, 0, 1, 0), mode="reflect")
+        return F.avg_pool2d(F.avg_pool2d(padded, 2, stride=1), 2)  # 1-1 after 1-1 is 1-2-1
+
+
+POOLINGS = {  # how a 2 x 2 window becomes one pixel: channels -> layer
+    "stride": lambda channels: nn.Identity(),  # the convolution before it steps by 2
+    "max": lambda channels: nn.MaxPool2d(2),
+    "avg": lambda channels: nn.AvgPool2d(2),
+    "blur": lambda channels: BlurPool(),
+}
+
+
+class PoolingNet(nn.Module):
+    """Six convolutions in three stages; `pooling` halves the image at the end of each.
+
+    A convolution with stride 2 is one with stride 1 of which every second row and column is kept,
+    so all four kinds have the same weights: with one seed they start as the same network.
+    """
+
+    def __init__(self, classes: int, pooling: str = "max", width: int = 32):
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling={pooling!r} was given; choose one of {list(POOLINGS)}.")
+        stages, inputs, last_stride = [], 3, 2 if pooling == "stride" else 1
+        for channels in (width, 2 * width, 4 * width):
+            stages += [conv_block(inputs, channels), conv_block(channels, channels, last_stride)]
+            stages.append(POOLINGS[pooling](channels))
+            inputs = channels
+        self.arguments = {"classes": classes, "pooling": pooling, "width": width}
+        self.features = nn.Sequential(*stages)
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, 32, 32] to logits [N, classes]."""
+        return self.classifier(self.features(images))
+
+
+MODELS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (LeNet, SmallCNN, PoolingNet)}
+
+
+def summary(model: nn.Module, size: tuple[int, ...] = (3, 32, 32)) -> pd.DataFrame:
+    """The layers of a model as torchinfo finds them for one image of `size`.
+
+    Returns:
+        one row a layer: `layer` (its type), `output` (shape without the batch), `parameters`,
+        `MACs` (multiply-accumulate operations for one image); the index is the layer's path.
+    """
+    from torchinfo import summary as inspect
+
+    found = inspect(model, (1, *size), verbose=0, depth=20, device=next(model.parameters()).device)
+    rows, path = {}, []
+    for layer in found.summary_list:
+        path = [*path[: layer.depth], layer.var_name]
+        if layer.is_leaf_layer:
+            output = " x ".join(map(str, layer.output_size[1:]))
+            rows[".".join(path[1:])] = (layer.class_name, output, layer.num_params, layer.macs)
+    columns = ["layer", "output", "parameters", "MACs"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)

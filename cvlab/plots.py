@@ -4,6 +4,7 @@ The title (`suptitle`) says what to see; colours are Okabe and Ito's, told apart
 colour-blind, with line styles and markers that survive printing in grey.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -153,19 +154,38 @@ def sweep(table: pd.DataFrame, title: str, ylabel: str, chance: float) -> Figure
     return figure
 
 
-def dots_by_optimizer(table: pd.DataFrame, title: str, xlabel: str) -> Figure:
-    """Every run as a dot, each mean as a bar: columns `optimizer`, `test_accuracy`."""
-    means = table.groupby("optimizer")["test_accuracy"].mean().sort_values(ascending=False)
-    figure, axis = canvas(title, size=(7.5, 0.42 * len(means) + 1.3))
-    for place, name in enumerate(means.index):
-        scores = table["test_accuracy"][table["optimizer"] == name]
-        axis.plot(scores, np.full(len(scores), place), "o", color=COLOURS[0], alpha=0.75, mew=0)
-        axis.plot([means[name]] * 2, [place - 0.3, place + 0.3], color=COLOURS[1], linewidth=2.5)
-    axis.set_yticks(range(len(means)), means.index)
-    axis.invert_yaxis()
-    axis.set_xlabel(xlabel)
-    axis.xaxis.set_major_formatter(PERCENT)
-    axis.grid(visible=False, axis="y")
+def dots(
+    table: pd.DataFrame, title: str, by: str, values: Mapping[str, str], hue: str | None = None
+) -> Figure:
+    """Every run as a dot, each mean as a bar; a row for each `by`, best mean on top.
+
+    `values` maps a column of `table` to its label: a panel each. `hue` names a column whose
+    values are told apart by colour and marker.
+    """
+    names = table.groupby(by)[next(iter(values))].mean().sort_values(ascending=False).index
+    groups = list(table.groupby(hue, sort=False)) if hue else [(None, table)]
+    size = (7.5, 0.42 * len(names) * len(groups) + 1.3)
+    figure, axes = canvas(title, len(values), size=size, sharey=True, squeeze=False)
+    for axis, (column, label) in zip(axes[0], values.items(), strict=True):
+        for i, (group, rows) in enumerate(groups):
+            look = {"marker": MARKERS[i], "color": COLOURS[2 * i], "alpha": 0.75, "mew": 0}
+            for place, name in enumerate(names):
+                scores = rows[column][rows[by] == name]
+                y = place + (i - (len(groups) - 1) / 2) * 0.4
+                axis.plot(scores, np.full(len(scores), y), linestyle="", **look)
+                line = {"color": COLOURS[1], "linewidth": 2.5}
+                axis.plot(
+                    [scores.mean()] * 2, [y - 0.3 / len(groups), y + 0.3 / len(groups)], **line
+                )
+            axis.plot([], linestyle="", label=group, **look)
+        axis.set_xlabel(label)
+        axis.xaxis.set_major_formatter(PercentFormatter(1))
+        axis.grid(visible=False, axis="y")
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].invert_yaxis()
+    if hue:
+        handles = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside right upper", frameon=False)
     return figure
 
 
@@ -189,20 +209,94 @@ def ravine_paths(walks: Sequence[dict], surface: Callable, title: str, columns: 
     return figure
 
 
-def training(history, title: str) -> Figure:
-    """Loss left, accuracy right, over epochs; the band holds the middle half of the batches."""
-    figure, axes = canvas(title, 2, size=(9, 3.6))
-    batches, epochs = history.batches.groupby("epoch"), history.epochs
-    for axis, what in zip(axes, ("loss", "accuracy"), strict=True):
-        low, high = batches[what].quantile(0.25), batches[what].quantile(0.75)
-        axis.fill_between(low.index, low, high, color=COLOURS[0], alpha=0.2, lw=0)
-        for part, look, colour in (("train", "-o", COLOURS[0]), ("val", "--s", COLOURS[1])):
-            line = {"color": colour, "label": part, "markersize": 4}
-            axis.plot(epochs["epoch"], epochs[f"{part}_{what}"], look, **line)
-        axis.set(xlabel="epoch", ylabel=what)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes[1].yaxis.set_major_formatter(PERCENT)
-    axes[0].legend()
+def training(histories: Mapping, title: str) -> Figure:
+    """Loss left, accuracy right, over epochs, one row a training: name -> History.
+
+    The band holds the middle half of the batches, from the 25th to the 75th percentile.
+    """
+    size = (9, 1.9 * len(histories) + 1.1)
+    figure, axes = canvas(title, 2, len(histories), size=size, squeeze=False, sharex=True)
+    for row, (name, history) in zip(axes, histories.items(), strict=True):
+        batches, epochs = history.batches.groupby("epoch"), history.epochs
+        for axis, what in zip(row, ("loss", "accuracy"), strict=True):
+            low, high = batches[what].quantile(0.25), batches[what].quantile(0.75)
+            axis.fill_between(low.index, low, high, color=COLOURS[0], alpha=0.2, lw=0)
+            for part, look, colour in (("train", "-o", COLOURS[0]), ("val", "--s", COLOURS[1])):
+                line = {"color": colour, "label": part, "markersize": 3.5}
+                axis.plot(epochs["epoch"], epochs[f"{part}_{what}"], look, **line)
+            axis.set_ylabel(what)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        row[0].set_title(f"{name}: {history.seconds:.0f} s in all", loc="left", fontsize=9.5)
+        row[0].set_ylim(0)
+        row[1].set_ylim(0, 1.03)
+        row[1].yaxis.set_major_formatter(PERCENT)
+    axes[0, 0].legend(frameon=False)
+    for axis in axes[-1]:
+        axis.set_xlabel("epoch")
+    return figure
+
+
+def pictures(images: Mapping[str, np.ndarray], title: str, columns: int = 5) -> Figure:
+    """Named pictures in rows, each pixel a square: grey [H, W] in 0..1 or colour [H, W, 3]."""
+    rows = -(-len(images) // columns)
+    figure, axes = canvas(title, columns, rows, size=(9, 9 / columns * rows + 0.8), squeeze=False)
+    for axis, (name, image) in zip(axes.flat, images.items(), strict=False):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(name, loc="left", fontsize=9)
+    for axis in axes.flat:
+        axis.axis("off")
+    return figure
+
+
+def answers(picture: np.ndarray, probabilities: pd.DataFrame, title: str) -> Figure:
+    """A picture, [H, W, 3], and what each model (rows) gives each class (columns)."""
+    import seaborn
+
+    size = (8.5, 0.4 * len(probabilities) + 1.6)
+    figure, (left, right) = canvas(title, 2, size=size, width_ratios=[1, 3])
+    left.imshow(picture)
+    left.axis("off")
+    look = {"annot": True, "fmt": ".0%", "cmap": "Blues", "cbar": False, "linewidths": 0.5}
+    seaborn.heatmap(probabilities, ax=right, vmin=0, vmax=1, **look)
+    right.grid(visible=False)
+    for row, column in enumerate(probabilities.to_numpy().argmax(1)):
+        frame = plt.Rectangle((column, row), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=2.5)
+        right.add_patch(frame)
+    right.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def confusion(counts: pd.DataFrame, title: str) -> Figure:
+    """True classes as rows, predicted ones as columns; colour and numbers are shares of a row."""
+    import seaborn
+
+    shares = counts.div(counts.sum(axis=1), axis=0)
+    figure, axis = canvas(title, size=(0.75 * len(counts) + 2.2, 0.5 * len(counts) + 1.6))
+    look = {"annot": len(counts) <= 20, "fmt": ".0%", "cmap": "Blues", "cbar": False}
+    seaborn.heatmap(shares, ax=axis, vmin=0, vmax=1, square=False, linewidths=0.5, **look)
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.grid(visible=False)
+    axis.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def shift_curves(panels: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Consistency over distance, one panel each: columns `pooling`, `shift_1` to `shift_4`."""
+    figure, axes = canvas(title, len(panels), size=(8, 3.6), sharey=True, squeeze=False)
+    for axis, (name, table) in zip(axes[0], panels.items(), strict=True):
+        columns = [column for column in table if column.startswith("shift_")]
+        distances = [int(column.removeprefix("shift_")) for column in columns]
+        for i, (pooling, rows) in enumerate(table.groupby("pooling", sort=False)):
+            middle, low, high = rows[columns].mean(), rows[columns].min(), rows[columns].max()
+            look = {"color": COLOURS[i], "marker": MARKERS[i], "label": pooling, "markersize": 4}
+            axis.plot(distances, middle, STYLES[i % 4], **look)
+            axis.fill_between(distances, low, high, color=COLOURS[i], alpha=0.15, lw=0)
+        axis.set_title(name, loc="left", fontsize=9.5)
+        axis.set(xlabel="the image moves by, pixels", xticks=distances)
+        axis.yaxis.set_major_formatter(PERCENT)
+    axes[0, 0].set_ylabel("images that keep their class")
+    axes[0, 0].legend(frameon=False)
+    footnote(figure, "Mean of four directions, validation images. Band: lowest to highest seed.")
     return figure
 
 
@@ -213,16 +307,17 @@ def losses(histories: Mapping, title: str = "Mean training loss of each epoch") 
     return curves(series, title, "epoch", "mean training loss (cross-entropy)")
 
 
-def live(run, what: str, draw: Callable, pause: float = 2.0) -> Callable:
-    """A `watch` for `fit` that redraws `draw(history)` in place, at most every `pause` seconds.
+def live(run, what: str, draw: Callable, every: int = 1) -> Callable:
+    """A `watch` for `fit` that redraws `draw(history)` in place after each `every` epochs.
 
-    Show the finished figure under the same name afterwards; a headless run, which keeps the last
-    drawing only, then ends with one figure.
+    It lets two seconds pass between drawings. Show the finished figure under the same name
+    afterwards; a headless run, which keeps the last drawing only, then ends with one figure.
     """
-    drawn = [-pause]
+    drawn = [-math.inf]
 
     def watch(history, optimizer) -> None:
-        if time.monotonic() - drawn[0] >= pause:
+        due = len(history.epoch_rows) % every == 0 and time.monotonic() - drawn[0] >= 2
+        if due:
             run.show(draw(history), what)
             drawn[0] = time.monotonic()
 

@@ -1,6 +1,7 @@
 """A progress bar that is one line everywhere: a terminal, a notebook, a headless run."""
 
 import sys
+from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
@@ -44,3 +45,11 @@ def progress(total: int | None, what: str | None, unit: str = "it") -> tqdm:
         mininterval=0.5,
         dynamic_ncols=False,
     )
+
+
+def each(items: Sequence, what: str, unit: str = "it") -> Iterator:
+    """Yield the items one by one under a bar that shows the time left."""
+    with progress(len(items), what, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()

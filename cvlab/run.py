@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from cvlab import data as cvdata
+from cvlab import sources
 from cvlab.hardware import hardware, versions
 from cvlab.paths import in_notebook, output_folder, profiles_file
 
@@ -162,7 +163,9 @@ def start(
     profile = profile or os.environ.get("CVLAB_PROFILE") or "class"
     check_parameters(name, {"profile": profile, "data": data, "seed": seed} | knobs)
     given = {key: value for key, value in knobs.items() if value is not None}
-    budget = SimpleNamespace(**(profiles()[name].get(profile, {}) | given))
+    budgets = profiles()[name]
+    unset = dict.fromkeys(budgets.get("limits", {}))
+    budget = SimpleNamespace(**(unset | budgets.get(profile, {}) | given))
     torch.manual_seed(seed)
     machine = hardware()
     device = torch.device("cpu") if profile == "smoke" else machine.device
@@ -209,8 +212,17 @@ def check_parameters(name: str, parameters: dict[str, Any]) -> None:
             _check_value(key.upper(), value, limits[key])
 
 
-def _check_value(key: str, value: Any, limit: list) -> None:
-    """`limit` is [low, high] for numbers, else a list of choices; a list is checked by element."""
+def _check_value(key: str, value: Any, limit: list | str) -> None:
+    """`limit` is [low, high] for numbers, else a list of choices; a list is checked by element.
+
+    The name of a dataset as `limit` asks for a list of its classes.
+    """
+    if isinstance(limit, str):
+        try:
+            sources.check_classes(value, sources.class_names(limit), sources.TITLES[limit])
+        except ValueError as error:
+            raise ParameterError(f"{key}={value!r} was given. {error}") from error
+        return
     is_choice = isinstance(limit[0], str)
     expected = f"one of {limit}" if is_choice else f"a number from {limit[0]} to {limit[1]}"
     if isinstance(limit[0], int):

@@ -121,11 +121,14 @@ def check_classes(wanted: Sequence[str], available: Sequence[str], where: str) -
     """Check a choice of classes.
 
     Raises:
-        ValueError: a class is not there (close names are suggested), named twice, or the only one.
+        ValueError: a class is not there (close names are suggested), named twice, or the only one;
+            or it is no list.
     """
+    if not isinstance(wanted, list | tuple):
+        raise ValueError(f"Classes are a list of names, as in {list(available[:2])}.")
     for name in wanted:
         if name not in available:
-            close = difflib.get_close_matches(name, available, n=3, cutoff=0.5)
+            close = difflib.get_close_matches(str(name), available, n=3, cutoff=0.5)
             hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
             raise ValueError(
                 f"There is no class {name!r} in {where}. {hint}It has: {', '.join(available)}."

@@ -6,9 +6,10 @@ import pandas as pd
 import torch
 
 from cvlab.data import Batches
+from cvlab.metrics import typical
 from cvlab.models import LeNet
-from cvlab.progress import progress
-from cvlab.train import History, Score, TrainingDiverged, evaluate, fit
+from cvlab.progress import each
+from cvlab.train import History, TrainingDiverged, evaluate, fit
 
 
 def train_lenet(
@@ -56,15 +57,13 @@ def sweep(
     """
     plan = [(name, lr, seed) for name in optimizers for lr in rates for seed in seeds]
     rows = []
-    with progress(len(plan), "sweep", "run") as bar:
-        for name, lr, seed in plan:
-            try:
-                _, history = train_lenet(train, val, name, lr, seed, what=None)
-                score, diverged = history.epoch_rows[-1]["val_accuracy"], False
-            except TrainingDiverged:
-                score, diverged = 1 / (int(train.labels.max()) + 1), True
-            rows.append((name, lr, seed, score, diverged))
-            bar.update()
+    for name, lr, seed in each(plan, "sweep", "run"):
+        try:
+            _, history = train_lenet(train, val, name, lr, seed, what=None)
+            score, diverged = history.epoch_rows[-1]["val_accuracy"], False
+        except TrainingDiverged:
+            score, diverged = 1 / (int(train.labels.max()) + 1), True
+        rows.append((name, lr, seed, score, diverged))
     return pd.DataFrame(rows, columns=["optimizer", "lr", "seed", "score", "diverged"])
 
 
@@ -83,13 +82,10 @@ def final_runs(
         one row a run: `optimizer`, `lr`, `seed`, `val_accuracy`, `test_accuracy`, `correct`, `n`,
         `seconds` of training.
     """
-    rows = []
-    with progress(len(rates) * len(seeds), "final runs", "run") as bar:
-        for name, lr in rates.items():
-            for seed in seeds:
-                rows.append({"optimizer": name, "lr": lr, "seed": seed})
-                rows[-1] |= _final(train, val, test, name, lr, seed, epochs)
-                bar.update()
+    rows, plan = [], [(name, lr, seed) for name, lr in rates.items() for seed in seeds]
+    for name, lr, seed in each(plan, "final runs", "run"):
+        rows.append({"optimizer": name, "lr": lr, "seed": seed})
+        rows[-1] |= _final(train, val, test, name, lr, seed, epochs)
     return pd.DataFrame(rows)
 
 
@@ -113,8 +109,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (name, lr), group in runs.groupby(["optimizer", "lr"], sort=False):
-        typical = Score(0.0, round(group["correct"].mean()), int(group["n"].iloc[0]))
-        low, high = typical.interval
+        low, high = typical(group["correct"], int(group["n"].iloc[0])).interval
         seeds = group["test_accuracy"]
         rows.append(
             {

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from cvlab.data import Batches
 from cvlab.hardware import hardware
+from cvlab.metrics import Score, score
 from cvlab.optimizers import make_optimizer
 from cvlab.paths import replace_atomically
 from cvlab.progress import progress
@@ -63,34 +64,6 @@ class History:
     def seconds(self) -> float:
         """Wall time of all epochs, those before a resume included."""
         return sum(row["seconds"] for row in self.epoch_rows)
-
-
-@dataclass(frozen=True)
-class Score:
-    """Accuracy of `n` images with its 95 % Wilson interval, and the mean loss."""
-
-    loss: float
-    correct: int
-    n: int
-
-    @property
-    def accuracy(self) -> float:
-        """Fraction of the images that were classified rightly."""
-        return self.correct / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the accuracy by Wilson's formula (1927), good near 0 and 1 too."""
-        z2 = 1.959964**2
-        centre = (self.correct + z2 / 2) / (self.n + z2)
-        spread = math.sqrt(z2 * (self.accuracy * (1 - self.accuracy) + z2 / (4 * self.n)) / self.n)
-        half = spread / (1 + z2 / self.n)
-        return centre - half, centre + half
-
-    def __str__(self) -> str:
-        """As in `88.1 % (87.4-88.7 %, n = 10,000)`."""
-        low, high = self.interval
-        return f"{self.accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}, n = {self.n:,})"
 
 
 def fit(
@@ -165,6 +138,7 @@ def fit(
         "precision": run.precision,
         "batch_size": train.batch_size,
         "seed": train.seed,
+        "augment": train.augment,
     }
     if checkpoint is not None:
         run.resume(checkpoint, settings)
@@ -182,23 +156,26 @@ def fit(
     return history
 
 
-def evaluate(model: nn.Module, batches: Batches, *, precision: str = "auto") -> Score:
-    """Loss and accuracy of `model` on all of `batches`, in eval mode; the mode is put back.
+def predict(model: nn.Module, batches: Batches, *, precision: str = "auto") -> tuple:
+    """What `model` says of all of `batches`, in eval mode; the mode is put back.
 
     Returns:
-        a `Score`: mean cross-entropy, number of right answers, number of images.
+        (logits float32 [N, classes], labels int64 [N]), on the CPU, in the order of `batches`.
     """
     name = choose_precision(batches.device) if precision == "auto" else _known(precision)
-    was_training, loss, correct, n = model.training, 0.0, 0, 0
+    was_training, logits, labels = model.training, [], []
     model.to(batches.device).eval()
     with torch.inference_mode(), autocast(batches.device, name):
-        for images, labels in batches.epoch():
-            logits = model(images).float()
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-            correct += (logits.argmax(1) == labels).sum().item()
-            n += len(labels)
+        for images, truth in batches.epoch():
+            logits.append(model(images).float())
+            labels.append(truth)
     model.train(was_training)
-    return Score(loss / n, correct, n)
+    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+
+
+def evaluate(model: nn.Module, batches: Batches, *, precision: str = "auto") -> Score:
+    """Loss and accuracy of `model` on all of `batches`; see `predict`."""
+    return score(*predict(model, batches, precision=precision))
 
 
 def choose_precision(device: torch.device) -> str:

@@ -1,12 +1,15 @@
 """Widgets: each lets the reader feel one trade-off. A notebook says the same without them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
+import torch
 
 from cvlab import optimizers, plots
 from cvlab.data import ImageData
+from cvlab.train import predict
 
 
 def browse(data: ImageData) -> widgets.Widget:
@@ -52,6 +55,26 @@ def ravine(names: Sequence[str] = ("momentum", "Nesterov", "SGD", "Adagrad", "Ad
 
     controls = {"name": name, "rate": rate, "momentum": momentum, "angle": angle}
     return _interactive(draw, controls)
+
+
+def shift(models: Mapping[str, torch.nn.Module], data: ImageData, first: int = 0) -> widgets.Widget:
+    """Pick a validation image, move it by pixels, see what each model makes of it."""
+    image = widgets.BoundedIntText(value=first, max=len(data.val) - 1, description="image")
+    sliders = {
+        name: widgets.IntSlider(min=-4, max=4, description=name, continuous_update=False)
+        for name in ("right", "down")
+    }
+
+    def draw(image: int, right: int, down: int):
+        moved = data.val.select([image]).shifted(right, down)
+        batch = data.batches(moved, 1)
+        says = {name: predict(model, batch)[0].softmax(1)[0] for name, model in models.items()}
+        truth = data.classes[int(moved.labels[0])]
+        picture = moved.images[0].permute(1, 2, 0).numpy()
+        table = pd.DataFrame(says, index=data.classes).T
+        return plots.answers(picture, table, f"A {truth}, moved by {right} right, {down} down")
+
+    return _interactive(draw, {"image": image, **sliders})
 
 
 def _interactive(draw: Callable, controls: dict[str, widgets.Widget]) -> widgets.Widget:

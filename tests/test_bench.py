@@ -1,8 +1,11 @@
 """The clock: what it counts, and that contestants take turns."""
 
-import pytest
+from functools import partial
 
-from cvlab.bench import compare, time_calls
+import pytest
+import torch
+
+from cvlab.bench import compare, peak_memory, time_calls
 
 
 class FakeTime:
@@ -50,3 +53,16 @@ def test_contestants_take_turns():
 def test_nothing_to_compare_is_an_error():
     with pytest.raises(ValueError, match="0 contestants"):
         compare({})
+
+
+def hold(megabytes):
+    """A call that needs so much memory for a moment and gives it back."""
+    return lambda: torch.ones(megabytes * 250_000).sum()
+
+
+def test_peak_memory_is_that_of_the_worst_moment_and_of_each_task_alone():
+    """In a process that has needed more before: a peak must not be inherited."""
+    torch.ones(100_000_000).sum()
+    peaks = peak_memory({"much": partial(hold, 200), "little": partial(hold, 50)})
+    assert peaks["much"] == pytest.approx(200, abs=25)
+    assert peaks["little"] == pytest.approx(50, abs=25)

@@ -54,7 +54,7 @@ def coordinates() -> Split:
 
 def test_augmentation_is_a_crop_of_the_padded_image_and_a_flip():
     """All 9 x 9 shifts and both directions occur, and pixels keep their neighbours."""
-    batches = Batches(coordinates(), 400, (0, 0, 0), (1, 1, 1), augment=True)
+    batches = Batches(coordinates(), 400, (0, 0, 0), (1, 1, 1), shuffle=True, augment=True)
     images, _ = next(batches.epoch())
     pixels = (images * 255).round().int()
     down, right = pixels[:, 0, 16, 16] - 116, pixels[:, 1, 16, 15:17] - 116
@@ -89,10 +89,24 @@ def test_an_epoch_depends_on_seed_and_number_alone(drawn):
 def test_training_epoch_uses_each_image_at_most_once(drawn):
     marked = Split(drawn.train.images, torch.arange(500))
     labels = torch.cat(
-        [y for _, y in Batches(marked, 64, (0,) * 3, (1,) * 3, augment=True).epoch()]
+        [y for _, y in Batches(marked, 64, (0,) * 3, (1,) * 3, shuffle=True, augment=True).epoch()]
     )
     assert len(labels) == 448
     assert len(labels.unique()) == 448
+
+
+def test_shuffled_images_can_stay_as_they_are(drawn):
+    """What 02 trains on without augmentation: every image as it is, in another order each epoch."""
+    batches = drawn.batches("train", 50, augment=False, seed=1)
+    images = torch.cat([x for x, _ in batches.epoch(0)])
+    still = torch.cat([x for x, _ in drawn.batches(drawn.train, 100).epoch()])
+    assert not torch.equal(images, still)
+    assert sorted(images.sum((1, 2, 3)).tolist()) == pytest.approx(
+        sorted(still.sum((1, 2, 3)).tolist()), abs=1e-2
+    )
+    assert not torch.equal(images, torch.cat([x for x, _ in batches.epoch(1)]))
+    with pytest.raises(ValueError, match="shuffle=True"):
+        drawn.batches("val", 10, augment=True)
 
 
 def test_batches_are_channels_last_floats(drawn):

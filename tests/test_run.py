@@ -34,6 +34,10 @@ def run(tmp_path, monkeypatch):
         ("01_optimizers", {"rates": [0.1, -1]}, "from 1e-06"),
         ("01_optimizers", {"seed": -1}, "SEED"),
         ("01_optimizers", {"data": 3}, "folder"),
+        ("02_pooling", {"classes": ["lion", "tigre"]}, "Did you mean 'tiger'"),
+        ("02_pooling", {"classes": ["lion", "lion"]}, "different"),
+        ("02_pooling", {"classes": ["lion", 3]}, "no class 3"),
+        ("02_pooling", {"classes": "lion"}, "list of names"),
     ],
 )
 def test_a_wrong_parameter_is_answered_with_the_choices(name, parameters, hint):

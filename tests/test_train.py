@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from cvlab.metrics import Score
 from cvlab.models import LeNet, SmallCNN
 from cvlab.optimizers import OPTIMIZERS
-from cvlab.train import CheckpointError, Score, TrainingDiverged, evaluate, fit, one_cycle
+from cvlab.train import CheckpointError, TrainingDiverged, evaluate, fit, one_cycle
 
 
 class Dropping(nn.Module):

@@ -1,0 +1,70 @@
+"""How good the answers are: accuracy with its interval, and per class."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy of `n` images with its 95 % Wilson interval, and the mean loss."""
+
+    loss: float
+    correct: int
+    n: int
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of the images that were classified rightly."""
+        return self.correct / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy by Wilson's formula (1927), good near 0 and 1 too."""
+        z2 = 1.959964**2
+        centre = (self.correct + z2 / 2) / (self.n + z2)
+        spread = math.sqrt(z2 * (self.accuracy * (1 - self.accuracy) + z2 / (4 * self.n)) / self.n)
+        half = spread / (1 + z2 / self.n)
+        return centre - half, centre + half
+
+    def __str__(self) -> str:
+        """As in `88.1 % (87.4-88.7 %, n = 10,000)`."""
+        low, high = self.interval
+        return f"{self.accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}, n = {self.n:,})"
+
+
+def score(logits: Tensor, labels: Tensor) -> Score:
+    """Accuracy and mean cross-entropy of logits, float [N, classes], for labels, int64 [N]."""
+    correct = (logits.argmax(1) == labels).sum().item()
+    return Score(F.cross_entropy(logits, labels).item(), correct, len(labels))
+
+
+def typical(correct: Sequence[int], n: int) -> Score:
+    """The score of one typical model of several: the mean of their right answers on `n` images."""
+    return Score(math.nan, round(np.mean(correct)), n)
+
+
+def per_class(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> pd.DataFrame:
+    """Precision, recall, F1 and number of images of each class, by scikit-learn.
+
+    A class that is never predicted has precision and F1 0.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    every = {"labels": range(len(classes)), "zero_division": 0}
+    table = precision_recall_fscore_support(labels, logits.argmax(1), **every)
+    columns = dict(zip(("precision", "recall", "F1", "images"), table, strict=True))
+    return pd.DataFrame(columns, index=pd.Index(classes, name="class"))
+
+
+def confusion(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> pd.DataFrame:
+    """Number of images by true class (rows) and predicted class (columns)."""
+    from sklearn.metrics import confusion_matrix
+
+    counts = confusion_matrix(labels, logits.argmax(1), labels=np.arange(len(classes)))
+    return pd.DataFrame(counts, index=list(classes), columns=list(classes))

@@ -1,0 +1,224 @@
+"""The pooling experiment: one network, four ways to halve the image, judged in every respect."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cvlab.bench import peak_memory
+from cvlab.data import ImageData, Split
+from cvlab.metrics import score, typical
+from cvlab.models import POOLINGS, PoolingNet, summary
+from cvlab.train import History, autocast, choose_precision, evaluate, fit, predict
+
+Runs = Mapping[tuple[str, int], tuple[PoolingNet, History]]  # (pooling, seed) -> what came of it
+EVAL_BATCH = 250
+DISTANCES = (1, 2, 3, 4)
+MEMORY_BATCH = 128
+
+
+def zone_plate(size: int = 128) -> Tensor:
+    """Rings that get finer outwards, down to 2 pixels a ring at the edge: float [size, size], 0..1.
+
+    Half the pixels can show the inner half of them only; whatever else a halved picture shows
+    is an alias.
+    """
+    line = torch.linspace(-1, 1, size)
+    return 0.5 + 0.5 * torch.cos(torch.pi * size / 4 * (line**2 + line[:, None] ** 2))
+
+
+def halve(image: Tensor, pooling: str) -> Tensor:
+    """One step of pooling on a picture, float [H, W]: [H/2, W/2]."""
+    if pooling == "stride":
+        return image[::2, ::2]
+    return POOLINGS[pooling](1)(image[None, None])[0, 0]
+
+
+def train(
+    data: ImageData,
+    pooling: str,
+    seed: int,
+    *,
+    augment: bool,
+    epochs: int,
+    batch_size: int,
+    width: int,
+    lr: float = 0.01,
+    patience: int | None = None,
+    device: str | torch.device = "cpu",
+    watch: Callable | None = None,
+) -> tuple[PoolingNet, History]:
+    """Train a `PoolingNet`; with one seed all kinds have the same start and the same batches.
+
+    Args:
+        data: images and classes.
+        pooling: a name in `cvlab.models.POOLINGS`.
+        seed: of the weights, the order of images and their augmentation.
+        augment: crop and flip the training images at random, or take them as they are.
+        epochs: passes over the training images.
+        batch_size: images a step.
+        width: channels of the first stage.
+        lr: peak of the one-cycle schedule.
+        patience: epochs without a better validation accuracy before it stops early.
+        device: to train on.
+        watch: as of `fit`.
+    """
+    torch.manual_seed(seed)
+    model = PoolingNet(len(data.classes), pooling, width)
+    train = data.batches("train", batch_size, augment=augment, seed=seed, device=device)
+    val = data.batches("val", EVAL_BATCH, device=device)
+    how = {"weight_decay": 5e-4, "schedule": "one-cycle", "what": None}
+    return model, fit(
+        model, train, val, epochs=epochs, lr=lr, patience=patience, watch=watch, **how
+    )
+
+
+def judge(runs: Runs, data: ImageData, device: str | torch.device = "cpu") -> pd.DataFrame:
+    """What training made of each network, seen on training and validation images as they are.
+
+    Args:
+        runs: (pooling, seed) -> (network, history).
+        data: their images.
+        device: to compute on.
+
+    Returns:
+        one row a run: `pooling`, `seed`, `train_accuracy`, `val_accuracy`, `overfit_gap` (their
+        difference), all fractions, `seconds` of training, and `shift_1` to `shift_4`, see
+        `shift_consistency`, on the validation images.
+    """
+    rows = []
+    for (pooling, seed), (model, history) in runs.items():
+        seen = evaluate(model, data.batches(data.train, EVAL_BATCH, device=device)).accuracy
+        new = evaluate(model, data.batches("val", EVAL_BATCH, device=device)).accuracy
+        row = {"pooling": pooling, "seed": seed, "train_accuracy": seen, "val_accuracy": new}
+        row |= {"overfit_gap": seen - new, "seconds": history.seconds}
+        for distance in DISTANCES:
+            share = shift_consistency(model, data.val, data, distance, device)
+            row[f"shift_{distance}"] = share
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def shift_consistency(
+    model: torch.nn.Module,
+    split: Split,
+    data: ImageData,
+    distance: int,
+    device: str | torch.device = "cpu",
+) -> float:
+    """Share of images that keep their predicted class, right or wrong, when they move.
+
+    Moved by `distance` pixels to the left, right, up and down; the mean of the four. Measure
+    and name as in Zhang, "Making convolutional networks shift-invariant again", 2019.
+    """
+
+    def answers(images: Split) -> Tensor:
+        return predict(model, data.batches(images, EVAL_BATCH, device=device))[0].argmax(1)
+
+    still = answers(split)
+    moves = ((distance, 0), (-distance, 0), (0, distance), (0, -distance))
+    same = [(answers(split.shifted(*move)) == still).float().mean().item() for move in moves]
+    return float(np.mean(same))
+
+
+def most_moved(model: torch.nn.Module, data: ImageData) -> int:
+    """The validation image whose probabilities change most when it moves one pixel to the right."""
+
+    def says(images: Split) -> Tensor:
+        return predict(model, data.batches(images, EVAL_BATCH))[0].softmax(1)
+
+    return int((says(data.val) - says(data.val.shifted(1, 0))).abs().sum(1).argmax())
+
+
+def costs(poolings: Sequence[str], classes: int, width: int, device) -> pd.DataFrame:
+    """What each kind costs whatever it learns: one row a kind.
+
+    Returns:
+        `parameters`; `MACs`, multiply-accumulate operations for one image; `training_MB`, see
+        `cvlab.bench.peak_memory`, of a forward and backward pass of 128 images.
+    """
+    tasks = {
+        kind: partial(forward_backward, kind, classes, width, str(device)) for kind in poolings
+    }
+    layers = {kind: summary(PoolingNet(classes, kind, width)) for kind in poolings}
+    table = {kind: t[["parameters", "MACs"]].sum() for kind, t in layers.items()}
+    return pd.DataFrame(table).T.assign(training_MB=peak_memory(tasks))
+
+
+def forward_backward(pooling: str, classes: int, width: int, device: str) -> Callable[[], None]:
+    """A call that runs a fresh `PoolingNet` forward and backward on noise, as `fit` does."""
+    model = PoolingNet(classes, pooling, width).to(device, memory_format=torch.channels_last)
+    images = torch.randn(MEMORY_BATCH, 3, 32, 32, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(MEMORY_BATCH, dtype=torch.long, device=device)
+    precision = choose_precision(images.device)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        with autocast(images.device, precision):
+            logits = model(images)
+        F.cross_entropy(logits.float(), labels).backward()
+
+    return step
+
+
+def comparison(judged: pd.DataFrame) -> pd.DataFrame:
+    """`judge`'s table for the eye: one row a kind, means over seeds, lowest and highest seed."""
+    rows = {}
+    for pooling, runs in judged.groupby("pooling", sort=False):
+        val = runs["val_accuracy"]
+        rows[pooling] = {
+            "train": f"{runs['train_accuracy'].mean():.1%}",
+            "validation": f"{val.mean():.1%}",
+            "seeds": f"{val.min():.1%} to {val.max():.1%}",
+            "overfit gap": f"{100 * runs['overfit_gap'].mean():.1f} points",
+            "same answer after 1 pixel": f"{runs['shift_1'].mean():.1%}",
+            "seconds a run": f"{runs['seconds'].median():.1f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def choose(candidates: pd.DataFrame, n_val: int) -> tuple:
+    """The cheapest of those that validation cannot tell from the best: the one-standard-error rule.
+
+    Args:
+        candidates: `val_accuracy` (mean over seeds) and `MACs`; the index names them.
+        n_val: validation images. One standard error of a share p of n images is sqrt(p(1-p)/n).
+
+    Returns:
+        the index entry of the candidate with the fewest MACs among those within one standard
+        error of the best accuracy; of equally cheap ones, the most accurate. Source: Breiman et
+        al., "Classification and regression trees", 1984.
+    """
+    best = candidates["val_accuracy"].max()
+    error = np.sqrt(best * (1 - best) / n_val)
+    good = candidates[candidates["val_accuracy"] >= best - error]
+    return good.sort_values(["MACs", "val_accuracy"], ascending=[True, False]).index[0]
+
+
+def test_table(answers: Mapping[tuple[str, str, int], tuple[Tensor, Tensor]]) -> pd.DataFrame:
+    """Accuracy on the test set: one row a configuration, best first.
+
+    Args:
+        answers: (pooling, images, seed) -> (logits, labels), as `cvlab.train.predict` gives them.
+
+    Returns:
+        `test accuracy` (mean over seeds), its `95 % interval` for one typical model (the images
+        are the sample), `seeds` (lowest to highest), `n` test images.
+    """
+    scores = pd.Series({key: score(*answer) for key, answer in answers.items()}).sort_index()
+    means, rows = scores.map(lambda s: s.accuracy).groupby(level=[0, 1]).mean(), {}
+    for key in means.sort_values(ascending=False).index:
+        shares, n = [s.accuracy for s in scores[key]], scores[key].iloc[0].n
+        low, high = typical([s.correct for s in scores[key]], n).interval
+        rows[key] = {
+            "test accuracy": f"{means[key]:.1%}",
+            "95 % interval": f"{low:.1%} to {high:.1%}",
+            "seeds": f"{min(shares):.1%} to {max(shares):.1%}",
+            "n": n,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["pooling", "images"])

@@ -1,0 +1,107 @@
+"""Trained networks on disk: the weights with everything that is needed to use them again.
+
+A file of weights alone is not a model: one must also know the architecture, the order of the
+classes and how inputs were normalised. `python -m cvlab.store MODEL IMAGES ANSWER` answers in a
+process of its own; `logits_in_fresh_process` uses it to prove that a file needs nothing else.
+"""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from cvlab.data import ImageData
+from cvlab.models import MODELS
+from cvlab.paths import replace_atomically
+from cvlab.train import CheckpointError
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A network in eval mode with what it was trained for."""
+
+    model: nn.Module
+    classes: list[str]
+    mean: list[float]  # of the inputs, per channel, in 0..1
+    std: list[float]
+
+
+def save(model: nn.Module, path: Path, data: ImageData) -> Path:
+    """Write a network of `cvlab.models` with the classes and the normalisation of `data`.
+
+    The file is complete or absent; a full disk leaves an older one as it was.
+
+    Raises:
+        OSError: it cannot be written; the message names the file and the reason.
+    """
+    content = {
+        "model": type(model).__name__,
+        "arguments": model.arguments,
+        "weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()},
+        "classes": data.classes,
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+    try:
+        return replace_atomically(lambda temporary: torch.save(content, temporary), path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer makes a RuntimeError of either
+        raise OSError(
+            f"The model cannot be written to {path}: {error}. It is still in memory: free some "
+            "space or choose another place, and save again."
+        ) from error
+
+
+def load(path: Path) -> Stored:
+    """Read a network that `save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, or not one of ours.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no model file {path}. Train and save the model first.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        model = MODELS[content["model"]](**content["arguments"])
+        model.load_state_dict(content["weights"])
+        about = {key: content[key] for key in ("classes", "mean", "std")}
+    except Exception as error:  # torch.load raises whatever the broken bytes lead to
+        reason = str(error).partition("\n")[0].rstrip(".:")
+        raise CheckpointError(
+            f"The model file {path} cannot be used: {reason}. It is damaged or not written by "
+            "cvlab.store.save; train and save the model again."
+        ) from error
+    return Stored(model.eval(), **about)
+
+
+def logits_in_fresh_process(path: Path, images: Tensor) -> Tensor:
+    """Logits, float32 [N, classes], that a new Python process computes from the file alone.
+
+    Args:
+        path: a file that `save` wrote.
+        images: normalised float32 [N, 3, H, W].
+
+    Raises:
+        RuntimeError: the process failed; the message holds what it said.
+    """
+    with TemporaryDirectory() as folder:
+        given, answer = Path(folder) / "images.pt", Path(folder) / "logits.pt"
+        torch.save(images.cpu(), given)
+        command = [sys.executable, "-m", "cvlab.store", str(path), str(given), str(answer)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"The fresh process failed: {done.stderr.strip()[-800:]}")
+        return torch.load(answer, weights_only=True)
+
+
+def _answer(path: str, given: str, answer: str) -> None:
+    with torch.inference_mode():
+        torch.save(load(Path(path)).model(torch.load(given, weights_only=True)), answer)
+
+
+if __name__ == "__main__":
+    _answer(*sys.argv[1:])

@@ -1,0 +1,167 @@
+"""The pooling experiment: four kinds of one network, shifts, and the rule that chooses."""
+
+import pandas as pd
+import pytest
+import torch
+
+from cvlab import data as cvdata
+from cvlab import metrics, models, pooling
+from cvlab.data import Split
+from cvlab.models import POOLINGS, PoolingNet
+from cvlab.plots import shift_curves
+
+
+def net(kind, seed=0):
+    torch.manual_seed(seed)
+    return PoolingNet(5, kind, 16).eval()
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_all_kinds_have_the_same_weights_and_outputs_of_the_same_shape(kind):
+    reference, other = net("max").state_dict(), net(kind).state_dict()
+    assert list(reference) == list(other)
+    assert all(torch.equal(reference[key], other[key]) for key in reference)
+    assert net(kind)(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+    assert net(kind).features(torch.zeros(1, 3, 32, 32)).shape == (1, 64, 4, 4)
+
+
+def test_stride_keeps_every_second_result_of_the_plain_convolution():
+    """So "stride" is the same network that looks at fewer places, as the notebook says."""
+    images = torch.randn(2, 3, 32, 32)
+    strided, plain = net("stride"), net("max")
+    expected = plain.features[:2](images)[:, :, ::2, ::2]
+    assert torch.allclose(strided.features[:2](images), expected, atol=1e-5)
+
+
+def test_blur_is_one_two_one_then_every_second_pixel():
+    """Against timm's own BlurPool2d, away from the edge, where they reflect differently."""
+    from cvlab.compat import import_torchvision
+
+    import_torchvision()
+    from timm.layers import BlurPool2d
+
+    features = torch.randn(2, 4, 16, 16)
+    ours, theirs = models.BlurPool()(features), BlurPool2d(4, filt_size=3)(features)
+    assert ours.shape == (2, 4, 8, 8)
+    assert torch.allclose(ours[..., :7, :7], theirs[..., :7, :7], atol=1e-6)
+
+
+def test_an_unknown_pooling_is_answered_with_the_choices():
+    with pytest.raises(ValueError, match="stride"):
+        PoolingNet(5, "mean")
+
+
+def test_the_summary_counts_what_pytorch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for kind in POOLINGS:
+        table = models.summary(net(kind))
+        with FlopCounterMode(display=False) as counter:
+            net(kind)(torch.zeros(1, 3, 32, 32))
+        assert table["MACs"].sum() == pytest.approx(counter.get_total_flops() / 2, rel=1e-3)
+        assert table["parameters"].sum() == sum(p.numel() for p in net(kind).parameters())
+    assert table.loc["features.2", "layer"] == "BlurPool"
+    assert table.loc["features.1.0", "output"] == "16 x 32 x 32"
+
+
+def test_a_halved_zone_plate_has_aliases_by_stride_and_hardly_any_by_blur():
+    """Far from the centre an honest half-size picture is grey: its spread measures the alias."""
+    spread = {k: pooling.halve(pooling.zone_plate(), k)[:8, :8].std().item() for k in POOLINGS}
+    assert spread["stride"] > 0.3
+    assert spread["blur"] < 0.03
+    assert spread["blur"] < spread["avg"] < spread["stride"]
+
+
+def test_shifted_moves_right_and_down_and_reflects_the_edge():
+    images = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4).repeat(1, 3, 1, 1)
+    split = Split(images, torch.zeros(1).long())
+    right = split.shifted(1, 0).images[0, 0]
+    assert right[0].tolist() == [1, 0, 1, 2]
+    down = split.shifted(0, 1).images[0, 0]
+    assert down[:, 0].tolist() == [4, 0, 4, 8]
+    assert torch.equal(split.shifted(0, 0).images, images)
+    with pytest.raises(ValueError, match="shifted"):
+        split.shifted(3, 0)
+
+
+class LooksAtOnePixel(torch.nn.Module):
+    """Says class 0 where the pixel in the middle is bright: every shift can change its mind."""
+
+    def forward(self, images):
+        bright = images[:, 0, 16, 16]
+        return torch.stack([bright, -bright], 1)
+
+
+class LooksAtNothing(torch.nn.Module):
+    def forward(self, images):
+        return images[:, 0, :2, 0] * 0
+
+
+@pytest.fixture(scope="module")
+def stripes():
+    """Vertical lines, one pixel black, one white; the rows are alike."""
+    line = (torch.arange(32) % 2 * 255).to(torch.uint8)
+    split = Split(line.expand(6, 3, 32, 32).contiguous(), torch.arange(6) % 2)
+    half = (0.5,) * 3
+    return cvdata.ImageData("cifar10", ["a", "b"], split, split, split, "test", False, half, half)
+
+
+def test_shift_consistency_counts_answers_that_stay(stripes):
+    sees = LooksAtOnePixel()
+    sees.weight = torch.nn.Parameter(torch.zeros(1))
+    assert pooling.shift_consistency(sees, stripes.val, stripes, 1) == 0.5  # left, right: all flip
+    assert pooling.shift_consistency(sees, stripes.val, stripes, 2) == 1.0
+    assert pooling.shift_consistency(LooksAtNothing(), stripes.val, stripes, 1) == 1.0
+
+
+def test_the_rule_takes_the_cheapest_that_validation_cannot_tell_from_the_best():
+    table = pd.DataFrame(
+        {"val_accuracy": [0.80, 0.79, 0.78, 0.70], "MACs": [10, 5, 5, 1]}, index=list("abcd")
+    )
+    assert pooling.choose(table, n_val=250) == "b"  # one standard error is 2.5 points
+    assert pooling.choose(table, n_val=25_000) == "a"  # now it is 0.25 points
+
+
+def test_training_judges_and_compares(drawn):
+    runs = {
+        (kind, 3): pooling.train(
+            drawn, kind, 3, augment=False, epochs=2, batch_size=50, width=16, patience=1
+        )
+        for kind in ("stride", "max")
+    }
+    judged = pooling.judge(runs, drawn)
+    assert judged["pooling"].tolist() == ["stride", "max"]
+    assert (judged["overfit_gap"] == judged["train_accuracy"] - judged["val_accuracy"]).all()
+    assert judged[["shift_1", "shift_4"]].le(1).all(axis=None)
+    assert "points" in pooling.comparison(judged).loc["max", "overfit gap"]
+    assert len(shift_curves({"a": judged, "b": judged}, "t").axes) == 2
+    again, _ = pooling.train(
+        drawn, "max", 3, augment=False, epochs=2, batch_size=50, width=16, patience=1
+    )
+    first = runs["max", 3][0].state_dict()
+    assert all(torch.equal(first[key], value) for key, value in again.state_dict().items())
+
+
+def test_the_test_table_pools_seeds_and_sorts():
+    right, wrong = torch.eye(2)[[0, 1]], torch.eye(2)[[1, 0]]
+    labels = torch.tensor([0, 1])
+    answers = {
+        ("max", "x", 0): (wrong, labels),
+        ("max", "x", 1): (right, labels),
+        ("avg", "x", 0): (right, labels),
+    }
+    table = pooling.test_table(answers)
+    assert table["test accuracy"].tolist() == ["100.0%", "50.0%"]
+    assert table.loc[("max", "x"), "seeds"] == "0.0% to 100.0%"
+
+
+def test_per_class_scores_and_confusion_against_a_count_by_hand():
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    logits = torch.eye(3)[[0, 0, 1, 1, 0, 0]]
+    table = metrics.per_class(logits, labels, ["a", "b", "c"])
+    assert table["precision"].tolist() == pytest.approx([2 / 4, 1 / 2, 0])
+    assert table["recall"].tolist() == pytest.approx([2 / 3, 1 / 2, 0])
+    assert table["images"].tolist() == [3, 2, 1]
+    counts = metrics.confusion(logits, labels, ["a", "b", "c"])
+    assert counts.loc["a"].tolist() == [2, 1, 0]
+    assert counts.loc["c"].tolist() == [1, 0, 0]

@@ -1,0 +1,98 @@
+"""Saved models: what comes back is what went in, and nothing else passes for a model."""
+
+import pytest
+import torch
+
+from cvlab import export, store
+from cvlab.models import LeNet, PoolingNet, SmallCNN
+from cvlab.train import CheckpointError
+
+
+@pytest.fixture
+def saved(drawn, tmp_path):
+    torch.manual_seed(0)
+    model = PoolingNet(10, "blur", 16)
+    model(torch.randn(8, 3, 32, 32))  # batch normalisation has statistics now
+    return model.eval(), store.save(model, tmp_path / "models" / "net.pt", drawn)
+
+
+def test_a_fresh_process_gives_the_same_logits_from_the_file_alone(saved):
+    model, path = saved
+    images = torch.randn(5, 3, 32, 32)
+    with torch.inference_mode():
+        here = model(images)
+    assert torch.allclose(store.logits_in_fresh_process(path, images), here, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [LeNet(4), SmallCNN(4), PoolingNet(4, "stride", 32)])
+def test_every_network_comes_back_as_it_was(drawn, tmp_path, model):
+    """`max` and `stride` have the same weights: a file must tell which one it was."""
+    back = store.load(store.save(model, tmp_path / "net.pt", drawn))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(back.model(images), model.eval()(images))
+    assert back.classes == drawn.classes
+    assert back.mean == list(drawn.mean)
+
+
+def test_a_missing_or_damaged_file_is_named_with_the_cure(saved, tmp_path):
+    _, path = saved
+    with pytest.raises(FileNotFoundError, match=r"other\.pt"):
+        store.load(tmp_path / "other.pt")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"net\.pt.*save the model again"):
+        store.load(path)
+    torch.save({"weights": {}}, path)
+    with pytest.raises(CheckpointError, match="not written by"):
+        store.load(path)
+    with pytest.raises(RuntimeError, match=r"net\.pt"):
+        store.logits_in_fresh_process(path, torch.zeros(1, 3, 32, 32))
+
+
+def test_a_full_disk_leaves_the_older_file_and_says_what_to_do(saved, drawn, monkeypatch):
+    model, path = saved
+    before = path.read_bytes()
+
+    def full(content, file):
+        file.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"No space left.*still in memory"):
+        store.save(model, path, drawn)
+    assert path.read_bytes() == before
+    assert len(list(path.parent.iterdir())) == 1
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    torch.manual_seed(0)
+    model = PoolingNet(10, "blur", 16)
+    return model, export.to_onnx(model, tmp_path_factory.mktemp("onnx") / "net.onnx")
+
+
+def test_onnx_runtime_says_the_same_for_any_batch_size(exported):
+    model, path = exported
+    assert model.training, "the export must put the mode back"
+    for n in (1, 2, 7):
+        images = torch.randn(n, 3, 32, 32)
+        with torch.inference_mode():
+            found = export.parity(model.eval()(images), export.onnx_logits(path, images))
+        assert found.max_difference < 1e-4
+        assert (found.same_answer, found.n) == (1, n)
+    model.train()
+
+
+def test_the_onnx_file_holds_its_weights(exported):
+    model, path = exported
+    assert [file.name for file in path.parent.iterdir()] == ["net.onnx"]
+    assert path.stat().st_size > 4 * sum(p.numel() for p in model.parameters())
+
+
+def test_parity_sees_a_difference():
+    one, other = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    found = export.parity(one, other)
+    assert (found.max_difference, found.same_answer) == (3.0, 0.5)
+    with pytest.raises(ValueError, match="shapes"):
+        export.parity(one, other[:1])
