@@ -164,7 +164,7 @@ def dots(
     """
     names = table.groupby(by)[next(iter(values))].mean().sort_values(ascending=False).index
     groups = list(table.groupby(hue, sort=False)) if hue else [(None, table)]
-    size = (7.5, 0.42 * len(names) * len(groups) + 1.3)
+    size = (7.5, 0.42 * len(names) * len(groups) + (1.6 if hue else 1.3))
     figure, axes = canvas(title, len(values), size=size, sharey=True, squeeze=False)
     for axis, (column, label) in zip(axes[0], values.items(), strict=True):
         for i, (group, rows) in enumerate(groups):
@@ -179,13 +179,14 @@ def dots(
                 )
             axis.plot([], linestyle="", label=group, **look)
         axis.set_xlabel(label)
-        axis.xaxis.set_major_formatter(PercentFormatter(1))
+        axis.xaxis.set_major_formatter(PERCENT)
+        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.grid(visible=False, axis="y")
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
     if hue:
         handles = axes[0, 0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside right upper", frameon=False)
+        figure.legend(*handles, loc="outside lower center", ncols=len(groups), frameon=False)
     return figure
 
 

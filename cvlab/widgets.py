@@ -72,7 +72,8 @@ def shift(models: Mapping[str, torch.nn.Module], data: ImageData, first: int = 0
         truth = data.classes[int(moved.labels[0])]
         picture = moved.images[0].permute(1, 2, 0).numpy()
         table = pd.DataFrame(says, index=data.classes).T
-        return plots.answers(picture, table, f"A {truth}, moved by {right} right, {down} down")
+        title = f"True class {truth}, moved {right} to the right, {down} down"
+        return plots.answers(picture, table, title)
 
     return _interactive(draw, {"image": image, **sliders})
 
