@@ -41,18 +41,18 @@ def to_onnx(model: nn.Module, path: Path, size: tuple[int, ...] = (3, 32, 32)) -
     """
     was_training, device = model.training, next(model.parameters()).device
     example = torch.zeros(2, *size, device=device)  # a batch of 1 would be taken for a constant
-    how = {"input_names": ["images"], "output_names": ["logits"], "external_data": False}
+    how = {"input_names": ["images"], "output_names": ["logits"], "verbose": False}
     shapes = ({0: torch.export.Dim("batch")},)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter's own deprecated calls
             program = torch.onnx.export(
-                model.eval(), (example,), dynamic_shapes=shapes, dynamo=True, verbose=False, **how
+                model.eval(), (example,), dynamic_shapes=shapes, dynamo=True, **how
             )
     finally:
         model.train(was_training)
-    return replace_atomically(lambda temporary: program.save(temporary), path)
+    return replace_atomically(lambda file: program.save(file, external_data=False), path)
 
 
 def onnx_logits(path: Path, images: Tensor, *, threads: int | None = None) -> Tensor:

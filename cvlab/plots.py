@@ -32,8 +32,13 @@ def canvas(title: str, columns: int = 1, rows: int = 1, size=(8.0, 4.2), **optio
     """A figure with the workbook's style and its title at the left: (figure, axes)."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11.5)
+    set_title(figure, title)
     return figure, axes
+
+
+def set_title(figure: Figure, title: str) -> None:
+    """The finding, above the figure at the left."""
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11.5)
 
 
 def footnote(figure: Figure, text: str) -> None:

@@ -98,9 +98,11 @@ class Run:
         """
         import matplotlib.pyplot as plt
 
+        from cvlab import plots
+
         title = figure.get_suptitle()
         if not self.real:
-            figure.suptitle(f"{title}\n[{STAND_IN_LABEL}]")
+            plots.set_title(figure, f"{title}\n[{STAND_IN_LABEL}]")
         path = output_folder() / "figures" / f"{self.name[:2]}_{what}.png"
         image = png(figure)
         plt.close(figure)

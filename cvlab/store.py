@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cvlab.data import ImageData
 from cvlab.models import MODELS
 from cvlab.paths import replace_atomically
-from cvlab.train import CheckpointError
+from cvlab.train import usable
 
 
 @dataclass(frozen=True)
@@ -60,21 +60,16 @@ def load(path: Path) -> Stored:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged, or not one of ours.
+        cvlab.train.CheckpointError: the file is damaged, or not one of ours.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no model file {path}. Train and save the model first.")
-    try:
+    cure = "It is damaged or not written by cvlab.store.save; train and save the model again."
+    with usable(path, cure):
         content = torch.load(path, map_location="cpu", weights_only=True)
         model = MODELS[content["model"]](**content["arguments"])
         model.load_state_dict(content["weights"])
         about = {key: content[key] for key in ("classes", "mean", "std")}
-    except Exception as error:  # torch.load raises whatever the broken bytes lead to
-        reason = str(error).partition("\n")[0].rstrip(".:")
-        raise CheckpointError(
-            f"The model file {path} cannot be used: {reason}. It is damaged or not written by "
-            "cvlab.store.save; train and save the model again."
-        ) from error
     return Stored(model.eval(), **about)
 
 

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,16 @@ class TrainingDiverged(FloatingPointError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be used: damaged, or of another model or run."""
+
+
+@contextmanager
+def usable(path: Path, cure: str) -> Iterator[None]:
+    """Turn whatever goes wrong with a stored file into one `CheckpointError` that names it."""
+    try:
+        yield
+    except Exception as error:  # torch.load raises whatever the broken bytes lead to
+        reason = str(error).partition("\n")[0].rstrip(".:")
+        raise CheckpointError(f"The file {path} cannot be used: {reason}. {cure}") from error
 
 
 @dataclass
@@ -327,19 +337,13 @@ class _Training:
         """Take up the state in `path`; without the file, nothing happens."""
         if not path.exists():
             return
-        try:
+        with usable(path, "Delete it to train from the start, or name another file."):
             state = torch.load(path, map_location="cpu", weights_only=True)
             if state["settings"] != settings:
                 raise ValueError(f"it was written with {state['settings']}, asked for {settings}")
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
-        except Exception as error:  # torch.load raises whatever the broken bytes lead to
-            reason = str(error).partition("\n")[0].rstrip(".:")
-            raise CheckpointError(
-                f"The checkpoint {path} cannot be used: {reason}. "
-                "Delete it to train from the start, or name another file."
-            ) from error
         self.best_weights, self.history = state["best_weights"], History(**state["history"])
         torch.set_rng_state(state["random"])
         if state["cuda_random"]:
