@@ -44,9 +44,18 @@ def score(logits: Tensor, labels: Tensor) -> Score:
     return Score(F.cross_entropy(logits, labels).item(), correct, len(labels))
 
 
-def typical(correct: Sequence[int], n: int) -> Score:
-    """The score of one typical model of several: the mean of their right answers on `n` images."""
-    return Score(math.nan, round(np.mean(correct)), n)
+def over_seeds(correct: Sequence[int], n: int) -> dict[str, str]:
+    """A table's cells for several trainings of one kind, from their right answers on `n` images.
+
+    The interval treats the test images as the sample, for one typical model (all runs' right
+    answers divided by the number of runs); the spread is that of the seeds.
+    """
+    low, high = Score(math.nan, round(np.mean(correct)), n).interval
+    return {
+        "test accuracy": f"{np.mean(correct) / n:.1%}",
+        "95 % interval": f"{low:.1%} to {high:.1%}",
+        "seeds": f"{min(correct) / n:.1%} to {max(correct) / n:.1%}",
+    }
 
 
 def per_class(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> pd.DataFrame:

@@ -256,34 +256,34 @@ def pictures(images: Mapping[str, np.ndarray], title: str, columns: int = 5) -> 
 
 def answers(picture: np.ndarray, probabilities: pd.DataFrame, title: str) -> Figure:
     """A picture, [H, W, 3], and what each model (rows) gives each class (columns)."""
-    import seaborn
-
     size = (8.5, 0.4 * len(probabilities) + 1.6)
     figure, (left, right) = canvas(title, 2, size=size, width_ratios=[1, 3])
     left.imshow(picture)
     left.axis("off")
-    look = {"annot": True, "fmt": ".0%", "cmap": "Blues", "cbar": False, "linewidths": 0.5}
-    seaborn.heatmap(probabilities, ax=right, vmin=0, vmax=1, **look)
-    right.grid(visible=False)
+    _shares(right, probabilities)
     for row, column in enumerate(probabilities.to_numpy().argmax(1)):
         frame = plt.Rectangle((column, row), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=2.5)
         right.add_patch(frame)
-    right.tick_params(axis="y", rotation=0)
     return figure
 
 
 def confusion(counts: pd.DataFrame, title: str) -> Figure:
     """True classes as rows, predicted ones as columns; colour and numbers are shares of a row."""
-    import seaborn
-
     shares = counts.div(counts.sum(axis=1), axis=0)
     figure, axis = canvas(title, size=(0.75 * len(counts) + 2.2, 0.5 * len(counts) + 1.6))
-    look = {"annot": len(counts) <= 20, "fmt": ".0%", "cmap": "Blues", "cbar": False}
-    seaborn.heatmap(shares, ax=axis, vmin=0, vmax=1, square=False, linewidths=0.5, **look)
+    _shares(axis, shares)
     axis.set(xlabel="predicted", ylabel="true")
+    return figure
+
+
+def _shares(axis, table: pd.DataFrame) -> None:
+    """A table of shares as a heat map, with its numbers where they have room."""
+    import seaborn
+
+    look = {"annot": len(table.columns) <= 20, "fmt": ".0%", "cmap": "Blues", "cbar": False}
+    seaborn.heatmap(table, ax=axis, vmin=0, vmax=1, linewidths=0.5, **look)
     axis.grid(visible=False)
     axis.tick_params(axis="y", rotation=0)
-    return figure
 
 
 def shift_curves(panels: Mapping[str, pd.DataFrame], title: str) -> Figure:

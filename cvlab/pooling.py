@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cvlab.bench import peak_memory
 from cvlab.data import ImageData, Split
-from cvlab.metrics import score, typical
+from cvlab.metrics import over_seeds, score
 from cvlab.models import POOLINGS, PoolingNet, summary
 from cvlab.train import History, autocast, choose_precision, evaluate, fit, predict
 
@@ -213,12 +213,6 @@ def test_table(answers: Mapping[tuple[str, str, int], tuple[Tensor, Tensor]]) ->
     scores = pd.Series({key: score(*answer) for key, answer in answers.items()}).sort_index()
     means, rows = scores.map(lambda s: s.accuracy).groupby(level=[0, 1]).mean(), {}
     for key in means.sort_values(ascending=False).index:
-        shares, n = [s.accuracy for s in scores[key]], scores[key].iloc[0].n
-        low, high = typical([s.correct for s in scores[key]], n).interval
-        rows[key] = {
-            "test accuracy": f"{means[key]:.1%}",
-            "95 % interval": f"{low:.1%} to {high:.1%}",
-            "seeds": f"{min(shares):.1%} to {max(shares):.1%}",
-            "n": n,
-        }
+        n = scores[key].iloc[0].n
+        rows[key] = over_seeds([s.correct for s in scores[key]], n) | {"n": n}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["pooling", "images"])

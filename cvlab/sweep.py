@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from cvlab.data import Batches
-from cvlab.metrics import typical
+from cvlab.metrics import over_seeds
 from cvlab.models import LeNet
 from cvlab.progress import each
 from cvlab.train import History, TrainingDiverged, evaluate, fit
@@ -102,25 +102,12 @@ def _final(train, val, test, name, lr, seed, epochs) -> dict:
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row an optimizer, best first: its rate, mean test accuracy, 95 % interval, spread.
-
-    The interval treats the test images as the sample, for one typical model (all runs' right
-    answers divided by the number of runs); the spread is that of the seeds.
-    """
+    """One row an optimizer, best first: its rate, `cvlab.metrics.over_seeds`, seconds a run."""
     rows = []
     for (name, lr), group in runs.groupby(["optimizer", "lr"], sort=False):
-        low, high = typical(group["correct"], int(group["n"].iloc[0])).interval
-        seeds = group["test_accuracy"]
-        rows.append(
-            {
-                "optimizer": name,
-                "rate": f"{lr:g}",
-                "test accuracy": f"{seeds.mean():.1%}",
-                "95 % interval": f"{low:.1%} to {high:.1%}",
-                "seeds": f"{seeds.min():.1%} to {seeds.max():.1%}",
-                "seconds a run": f"{group['seconds'].median():.1f}",
-                "mean": seeds.mean(),
-            }
-        )
+        cells = {"optimizer": name, "rate": f"{lr:g}"}
+        cells |= over_seeds(group["correct"], int(group["n"].iloc[0]))
+        cells["seconds a run"] = f"{group['seconds'].median():.1f}"
+        rows.append(cells | {"mean": group["test_accuracy"].mean()})
     table = pd.DataFrame(rows).sort_values("mean", ascending=False).drop(columns="mean")
     return table.set_index("optimizer")
