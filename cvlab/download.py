@@ -1,7 +1,7 @@
 """Fetch one known file from the first mirror that delivers it: verified, resumable, never crawling.
 
 The mirrors of a dataset are byte-identical, so a part fetched from one is continued at the next,
-and the MD5 of the whole decides. A mirror that is slower than a floor is left for the next one;
+and the checksum of the whole decides. A mirror that is slower than a floor is left for the next;
 if all of them are, the last round takes what there is, without a floor.
 """
 
@@ -26,29 +26,31 @@ class _TooSlow(Exception):
     """This mirror delivers below the floor."""
 
 
-def md5(path: Path) -> str:
-    """MD5 of a file, as 32 hexadecimal digits."""
+def checksum(path: Path, algorithm: str = "md5") -> str:
+    """Checksum of a file in hexadecimal digits; `algorithm` is a name that hashlib knows."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def download(
     urls: list[str],
     target: Path,
-    expected_md5: str,
+    expected: str,
     *,
+    algorithm: str = "md5",
     floor: float = FLOOR,
     window: float = WINDOW,
     timeout: float = 15.0,
 ) -> Path:
-    """Fetch `target` from the first of `urls` that works and check its MD5.
+    """Fetch `target` from the first of `urls` that works and check its checksum.
 
     What has arrived is kept in `<target>.part` and continued by the next mirror or the next call.
 
     Args:
         urls: byte-identical mirrors, best first.
         target: the file to write; its folder is created.
-        expected_md5: of the complete file.
+        expected: checksum of the complete file, or how it begins.
+        algorithm: of the checksum: "md5", "sha256".
         floor: bytes a second below which a mirror is abandoned, judged every `window` seconds.
         window: seconds.
         timeout: seconds without a byte after which a mirror counts as hanging.
@@ -67,12 +69,12 @@ def download(
             except (_TooSlow, urllib.error.URLError, ConnectionError, TimeoutError) as error:
                 answers.append(f"{url}: {getattr(error, 'reason', None) or error or 'timed out'}")
                 continue
-            found = md5(part)
-            if found == expected_md5:
+            found = checksum(part, algorithm)
+            if found.startswith(expected):
                 part.replace(target)
                 return target
             part.unlink()  # wrong bytes cannot be continued
-            answers.append(f"{url}: MD5 {found}, expected {expected_md5}")
+            answers.append(f"{url}: {algorithm} {found}, expected {expected}")
         if not any("below" in answer for answer in answers):
             break  # nobody was merely slow, so a second round would hear the same
     raise DownloadError(

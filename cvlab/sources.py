@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cvlab.download import DownloadError, download, md5
+from cvlab.download import DownloadError, checksum, download
 from cvlab.paths import project_root, replace_atomically
 from cvlab.progress import progress
 
@@ -128,13 +128,18 @@ def check_classes(wanted: Sequence[str], available: Sequence[str], where: str) -
         raise ValueError(f"Classes are a list of names, as in {list(available[:2])}.")
     for name in wanted:
         if name not in available:
-            close = difflib.get_close_matches(str(name), available, n=3, cutoff=0.5)
-            hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
             raise ValueError(
-                f"There is no class {name!r} in {where}. {hint}It has: {', '.join(available)}."
+                f"There is no class {name!r} in {where}. {did_you_mean(name, available)}"
+                f"It has: {', '.join(available)}."
             )
     if len(set(wanted)) != len(wanted) or len(wanted) < 2:
         raise ValueError(f"classes={list(wanted)} was given; name two or more different classes.")
+
+
+def did_you_mean(name: object, available: Sequence[str]) -> str:
+    """A sentence that suggests the names most like `name`, empty where none is."""
+    close = difflib.get_close_matches(str(name), available, n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
 
 
 def keep_classes(data: RawData, wanted: Sequence[str]) -> RawData:
@@ -195,7 +200,7 @@ def _read_pickles(name: str, path: Path) -> RawData:
         if path.is_dir():
             contents = {f.name: f.read_bytes() for f in path.iterdir() if f.is_file()}
         else:
-            if (found := md5(path)) != expected:
+            if (found := checksum(path)) != expected:
                 raise DataError(f"its MD5 is {found}, expected {expected}")
             with tarfile.open(path) as tar:
                 names = [*files["train"], *files["test"], meta_file]

@@ -72,6 +72,15 @@ def fetch(mirror, target, *faults, **options):
     return download([mirror(fault) for fault in faults], target, MD5, **options)
 
 
+def test_the_beginning_of_a_sha256_is_enough_and_is_checked(mirror, tmp_path):
+    """Files of weights are published as name-<8 digits>.pth."""
+    begins = hashlib.sha256(CONTENT).hexdigest()[:8]
+    target = tmp_path / "net.pth"
+    assert download([mirror("good")], target, begins, algorithm="sha256").read_bytes() == CONTENT
+    with pytest.raises(DownloadError, match=f"sha256 .* expected {begins}"):
+        download([mirror("wrong")], tmp_path / "other.pth", begins, algorithm="sha256")
+
+
 def test_a_good_mirror_delivers(mirror, tmp_path):
     path = fetch(mirror, tmp_path / "new" / "file.bin", "good")
     assert path.read_bytes() == CONTENT

@@ -64,7 +64,7 @@ def test_tar_gz_is_read_and_its_md5_checked(pickles, monkeypatch, tmp_path):
     with pytest.raises(sources.DataError, match="MD5"):
         sources.read("cifar10", archive.parent)
     origin = list(sources.ORIGINALS["cifar10"])
-    origin[1] = sources.md5(archive)
+    origin[1] = sources.checksum(archive)
     monkeypatch.setitem(sources.ORIGINALS, "cifar10", tuple(origin))
     assert np.array_equal(sources.read("cifar10", archive.parent).train[0][:10], first)
 
