@@ -72,6 +72,8 @@ class ImageData:
     real: bool
     mean: tuple[float, float, float]  # of the training images, per channel, in 0..1
     std: tuple[float, float, float]
+    size: int | None = None  # pixels a side that batches are resized to; None leaves 32
+    interpolation: str = "bilinear"
 
     def batches(
         self,
@@ -82,10 +84,12 @@ class ImageData:
         augment: bool | None = None,
         device: str | torch.device = "cpu",
         seed: int = 0,
+        parts: int = 1,
     ) -> "Batches":
         """Feed "train" shuffled and augmented, "val", "test" or any `Split` in order, as they are.
 
-        `shuffle` and `augment` (which needs `shuffle`) ask for something else.
+        `shuffle` and `augment` (which needs `shuffle`) ask for something else; `parts`: see
+        `Batches`.
         """
         choices = ("train", "val", "test")
         if not isinstance(part, Split) and part not in choices:
@@ -93,6 +97,7 @@ class ImageData:
         split = part if isinstance(part, Split) else getattr(self, part)
         how = {"shuffle": part == "train" if shuffle is None else shuffle, "seed": seed}
         how["augment"] = how["shuffle"] if augment is None else augment
+        how |= {"parts": parts, "size": self.size, "interpolation": self.interpolation}
         return Batches(split, batch_size, self.mean, self.std, device=device, **how)
 
     def take(
@@ -199,6 +204,9 @@ class Batches:
     strided view of it, so a batch of random crops is one indexing operation; no worker process,
     no per-image Python. `epoch(n)` depends on the seed and on n alone: an interrupted run that
     starts again at epoch n sees the very batches it would have seen.
+
+    With `size`, pixels a side, finished batches are resized. With `parts`, an epoch is only that
+    fraction of a pass over the images, so that long passes are judged more often.
     """
 
     PAD = 4
@@ -214,6 +222,9 @@ class Batches:
         shuffle: bool = False,
         augment: bool = False,
         seed: int = 0,
+        parts: int = 1,
+        size: int | None = None,
+        interpolation: str = "bilinear",
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} was given; it must be at least 1.")
@@ -223,9 +234,15 @@ class Batches:
             )
         if len(split) == 0:
             raise ValueError("The split holds no images.")
+        if not 1 <= parts <= len(split) or (parts > 1 and not shuffle):
+            raise ValueError(
+                f"parts={parts} was given for {len(split)} images; at least one image a part is "
+                "needed, and only shuffled batches come in parts."
+            )
         self.split, self.device = split, torch.device(device)
-        self.batch_size, self.seed = min(batch_size, len(split)), seed
-        self.shuffle, self.augment = shuffle, augment
+        self.batch_size, self.seed = min(batch_size, len(split) // parts), seed
+        self.shuffle, self.augment, self.parts = shuffle, augment, parts
+        self.resized = {"size": size, "mode": interpolation} if size else None
         self.labels = split.labels.to(self.device)
         self.scale = (1 / (255 * torch.tensor(std))).to(self.device)
         self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(self.device)
@@ -241,7 +258,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches in an epoch: the last, incomplete one is kept in order, dropped when shuffled."""
-        n = len(self.split)
+        n = len(self.split) // self.parts
         return n // self.batch_size if self.shuffle else -(-n // self.batch_size)
 
     def reseeded(self, seed: int) -> "Batches":
@@ -252,11 +269,15 @@ class Batches:
 
     def epoch(self, n: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (images float32 [B, 3, H, W] in channels_last, labels int64 [B]) of epoch `n`."""
-        random = torch.Generator(self.device).manual_seed(self.seed * 100_003 + n)
+        done, part = divmod(n, self.parts)
+        random = torch.Generator(self.device).manual_seed(self.seed * 100_003 + done)
         order = torch.arange(len(self.split), device=self.device)
         if self.shuffle:
             order = torch.randperm(len(self.split), generator=random, device=self.device)
-        for rows in order[: len(self) * self.batch_size].split(self.batch_size):
+        if part:  # the same pass, but not the same crops again
+            random.manual_seed(self.seed * 100_003 + n + 50_000)
+        order = order[part * (len(order) // self.parts) :][: len(self) * self.batch_size]
+        for rows in order.split(self.batch_size):
             images = self._augmented(rows, random) if self.augment else self.crops[rows, 0, 0]
             yield self._normalise(images), self.labels[rows]
 
@@ -268,8 +289,16 @@ class Batches:
         images[mirrored] = images[mirrored].flip(2)
         return images
 
+    def _resize(self, images: torch.Tensor) -> torch.Tensor:
+        """As image libraries do it: bicubic overshoots at edges, and is cut off there."""
+        resized = F.interpolate(images.permute(0, 3, 1, 2), **self.resized, antialias=True)
+        return resized.clamp_(0, 255).permute(0, 2, 3, 1)
+
     def _normalise(self, images: torch.Tensor) -> torch.Tensor:
-        images = images.float().mul_(self.scale).add_(self.shift)  # NHWC: channels come last
+        images = images.float()
+        if self.resized:
+            images = self._resize(images)
+        images = images.mul_(self.scale).add_(self.shift)  # NHWC: channels come last
         return images.permute(0, 3, 1, 2)  # seen as NCHW this is torch's channels_last
 
 

@@ -1,5 +1,7 @@
 """Splits and batches: nothing leaks, nothing is lost, augmentation is what it says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -149,3 +151,32 @@ def test_any_class_list_can_be_drawn():
 def test_wrong_names_are_answered_with_the_choices(wrong, hint):
     with pytest.raises(ValueError, match=hint):
         cvdata.load(where="synthetic", **wrong)
+
+
+def test_parts_are_a_pass_over_all_images_in_pieces(drawn):
+    """Judged more often, but no image is seen twice before all were seen."""
+    whole = drawn.batches("train", 25, augment=False)
+    parts = drawn.batches("train", 25, augment=False, parts=4)
+    assert len(parts) == len(whole) // 4
+    images = {n: torch.cat([x for x, _ in parts.epoch(n)]) for n in range(4)}
+    expected = torch.cat([x for x, _ in whole.epoch(0)])
+    assert torch.equal(torch.cat(list(images.values())), expected)
+    assert not torch.equal(torch.cat([x for x, _ in parts.epoch(4)]), images[0])
+
+
+@pytest.mark.parametrize(("part", "parts"), [("train", 0), ("train", 501), ("val", 2)])
+def test_impossible_parts_are_refused(drawn, part, parts):
+    with pytest.raises(ValueError, match=f"parts={parts} was given"):
+        drawn.batches(part, 10, parts=parts)
+
+
+def test_batches_are_resized_after_augmentation(drawn):
+    """The crops move by CIFAR's pixels, not by those of the enlarged image."""
+    data = replace(drawn, size=64)
+    small, large = drawn.batches("train", 50, seed=3), data.batches("train", 50, seed=3)
+    images, labels = next(iter(small.epoch(2)))
+    enlarged, same = next(iter(large.epoch(2)))
+    assert torch.equal(labels, same)
+    assert enlarged.shape == (50, 3, 64, 64)
+    expected = torch.nn.functional.interpolate(images, size=64, mode="bilinear")
+    assert torch.allclose(enlarged, expected, atol=1e-4)
