@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def compare(
         clock: seconds; the tests put their own.
 
     Returns:
-        one row a contestant: `ms` (median), `p10`, `p90` in milliseconds, `n`, and `ratio`, the
-        median over rounds of the reference's time over this one's (2 means twice as fast).
+        one row a contestant: `ms` (median), `p10`, `p90`, `p99` in milliseconds, `n`, and `ratio`,
+        the median over rounds of the reference's time over this one's (2 means twice as fast).
     """
     if not contestants or rounds < 1:
         raise ValueError(
@@ -55,9 +56,9 @@ def compare(
         for _ in range(rounds)
     ]
     seconds = np.array(turns)  # [rounds, contestants]
-    low, median, high = np.percentile(seconds * 1e3, [10, 50, 90], axis=0)
+    low, median, high, worst = np.percentile(seconds * 1e3, [10, 50, 90, 99], axis=0)
     ratio = np.median(seconds[:, :1] / seconds, axis=0)
-    columns = {"ms": median, "p10": low, "p90": high, "n": rounds, "ratio": ratio}
+    columns = {"ms": median, "p10": low, "p90": high, "p99": worst, "n": rounds, "ratio": ratio}
     return pd.DataFrame(columns, index=pd.Index(contestants, name="contestant"))
 
 
@@ -67,7 +68,9 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory(tasks: Mapping[str, Callable[[], Callable[[], object]]]) -> pd.Series:
+def peak_memory(
+    tasks: Mapping[str, Callable[[], Callable[[], object]]], imports: Callable | None = None
+) -> pd.Series:
     """Memory that work needs at its worst moment, each task in a fresh process: MB (10^6 bytes).
 
     On a CPU: how far the highest resident memory of the process rises above what Python, torch and
@@ -77,17 +80,20 @@ def peak_memory(tasks: Mapping[str, Callable[[], Callable[[], object]]]) -> pd.S
     Args:
         tasks: name to a picklable function that prepares the work and returns a call that does
             it, made three times with one thread. A `functools.partial` will do.
+        imports: picklable; called first, so that what it imports does not count.
     """
     fast = "forkserver" in get_all_start_methods()  # forks a server that has imported all already
     context = get_context("forkserver" if fast else "spawn")
     context.set_forkserver_preload(["torch", "pandas"])
     how = {"initializer": torch.set_num_threads, "initargs": (1,), "max_tasks_per_child": 1}
     with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1), context, **how) as pool:
-        peaks = list(pool.map(_peak_of, tasks.values()))
+        peaks = list(pool.map(partial(_peak_of, imports), tasks.values()))
     return pd.Series(peaks, index=list(tasks), name="MB")
 
 
-def _peak_of(prepare: Callable[[], Callable[[], object]]) -> float:
+def _peak_of(imports: Callable | None, prepare: Callable[[], Callable[[], object]]) -> float:
+    if imports:
+        imports()
     torch.nn.Conv2d(8, 8, 3)(torch.zeros(1, 8, 8, 8)).sum().backward()
     before = _peak_resident()
     call = prepare()

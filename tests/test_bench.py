@@ -66,3 +66,12 @@ def test_peak_memory_is_that_of_the_worst_moment_and_of_each_task_alone():
     peaks = peak_memory({"much": partial(hold, 200), "little": partial(hold, 50)})
     assert peaks["much"] == pytest.approx(200, abs=25)
     assert peaks["little"] == pytest.approx(50, abs=25)
+
+
+def hold_for_good():
+    hold_for_good.memory = torch.ones(25_000_000)
+
+
+def test_what_imports_need_does_not_count():
+    peaks = peak_memory({"task": partial(hold, 50)}, hold_for_good)
+    assert peaks["task"] == pytest.approx(50, abs=25)
