@@ -32,6 +32,12 @@ class Score:
         half = spread / (1 + z2 / self.n)
         return centre - half, centre + half
 
+    @property
+    def row(self) -> dict[str, float]:
+        """`accuracy`, `low` and `high` of its interval, `n`: a row of a table or figure."""
+        low, high = self.interval
+        return {"accuracy": self.accuracy, "low": low, "high": high, "n": self.n}
+
     def __str__(self) -> str:
         """As in `88.1 % (87.4-88.7 %, n = 10,000)`."""
         low, high = self.interval

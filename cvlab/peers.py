@@ -85,9 +85,7 @@ def reference_training(data: ImageData, *, epochs: int = 9, seed: int = 0) -> pd
     how = {"weight_decay": 5e-4, "label_smoothing": 0.1, "schedule": "one-cycle"}
     history = fit(model, train, val, epochs=epochs, optimizer="Nesterov", lr=0.15, **how)
     score = evaluate(model, data.batches("test", 1000))
-    low, high = score.interval
-    row = {"accuracy": score.accuracy, "low": low, "high": high, "n": score.n}
-    return pd.DataFrame([row | {"seconds": history.seconds, "epochs": epochs}])
+    return pd.DataFrame([score.row | {"seconds": history.seconds, "epochs": epochs}])
 
 
 def report(data: ImageData) -> dict[str, pd.DataFrame]:

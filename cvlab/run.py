@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from cvlab import data as cvdata
-from cvlab import sources
+from cvlab import sources, zoo
 from cvlab.hardware import hardware, versions
 from cvlab.paths import in_notebook, output_folder, profiles_file
 
@@ -217,11 +217,15 @@ def check_parameters(name: str, parameters: dict[str, Any]) -> None:
 def _check_value(key: str, value: Any, limit: list | str) -> None:
     """`limit` is [low, high] for numbers, else a list of choices; a list is checked by element.
 
-    The name of a dataset as `limit` asks for a list of its classes.
+    The name of a dataset as `limit` asks for a list of its classes, "networks" for a list of
+    names that the zoo knows.
     """
     if isinstance(limit, str):
         try:
-            sources.check_classes(value, sources.class_names(limit), sources.TITLES[limit])
+            if limit == "networks":
+                zoo.check_names(value)
+            else:
+                sources.check_classes(value, sources.class_names(limit), sources.TITLES[limit])
         except ValueError as error:
             raise ParameterError(f"{key}={value!r} was given. {error}") from error
         return

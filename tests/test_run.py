@@ -38,6 +38,9 @@ def run(tmp_path, monkeypatch):
         ("02_pooling", {"classes": ["lion", "lion"]}, "different"),
         ("02_pooling", {"classes": ["lion", 3]}, "no class 3"),
         ("02_pooling", {"classes": "lion"}, "list of names"),
+        ("03_pretrained_zoo", {"more_networks": ["resnet5"]}, "Did you mean 'resnet50'"),
+        ("03_pretrained_zoo", {"more_networks": "resnet18"}, "list of names"),
+        ("03_pretrained_zoo", {"download": True}, "'yes'"),
     ],
 )
 def test_a_wrong_parameter_is_answered_with_the_choices(name, parameters, hint):

