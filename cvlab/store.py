@@ -14,10 +14,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
+from cvlab import zoo
 from cvlab.data import ImageData
 from cvlab.models import MODELS
 from cvlab.paths import replace_atomically
 from cvlab.train import usable
+
+ABOUT = ("classes", "mean", "std", "size", "interpolation")
 
 
 @dataclass(frozen=True)
@@ -28,23 +31,30 @@ class Stored:
     classes: list[str]
     mean: list[float]  # of the inputs, per channel, in 0..1
     std: list[float]
+    size: int | None  # pixels a side that images are resized to; None: as they are
+    interpolation: str
 
 
 def save(model: nn.Module, path: Path, data: ImageData) -> Path:
-    """Write a network of `cvlab.models` with the classes and the normalisation of `data`.
+    """Write a network of `cvlab.models` or `cvlab.zoo` with what it needs to know of `data`.
+
+    That is the classes, the normalisation and the size of its images.
 
     The file is complete or absent; a full disk leaves an older one as it was.
 
     Raises:
         OSError: it cannot be written; the message names the file and the reason.
     """
+    kind = type(model).__name__
     content = {
-        "model": type(model).__name__,
+        "model": kind if kind in MODELS else "zoo",
         "arguments": model.arguments,
         "weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()},
         "classes": data.classes,
         "mean": list(data.mean),
         "std": list(data.std),
+        "size": data.size,
+        "interpolation": data.interpolation,
     }
     try:
         return replace_atomically(lambda temporary: torch.save(content, temporary), path)
@@ -67,9 +77,10 @@ def load(path: Path) -> Stored:
     cure = "It is damaged or not written by cvlab.store.save; train and save the model again."
     with usable(path, cure):
         content = torch.load(path, map_location="cpu", weights_only=True)
-        model = MODELS[content["model"]](**content["arguments"])
+        build = zoo.build if content["model"] == "zoo" else MODELS[content["model"]]
+        model = build(**content["arguments"])
         model.load_state_dict(content["weights"])
-        about = {key: content[key] for key in ("classes", "mean", "std")}
+        about = {key: content[key] for key in ABOUT}
     return Stored(model.eval(), **about)
 
 

@@ -96,8 +96,9 @@ def fit(
     """Train `model` in place on the device of `train` and return what was measured.
 
     With `patience`, the weights of the best epoch are restored at the end, and training stops
-    after so many epochs without a better validation accuracy. With `checkpoint`, every
-    finished epoch is stored, and a call that finds the file goes on after its last epoch: the
+    after so many epochs without a better validation accuracy. Layers whose parameters need no
+    gradient stay as they are, BatchNorm's statistics too. With `checkpoint`, every finished epoch
+    is stored, and a call that finds the file goes on after its last epoch: the
     final weights are those of an uninterrupted run on the same machine.
 
     Args:
@@ -149,6 +150,7 @@ def fit(
         "batch_size": train.batch_size,
         "seed": train.seed,
         "augment": train.augment,
+        "parts": train.parts,
     }
     if checkpoint is not None:
         run.resume(checkpoint, settings)
@@ -213,6 +215,15 @@ def one_cycle(step: int, steps: int) -> float:
     return (steps - step) / max(1, steps - up)
 
 
+def train_mode(model: nn.Module) -> None:
+    """Train mode, but eval mode for frozen layers: BatchNorm's statistics must not drift there."""
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+
+
 def _known(precision: str) -> str:
     if precision not in PRECISIONS:
         choices = ["auto", *PRECISIONS]
@@ -241,7 +252,7 @@ class _Training:
     def one_epoch(self, train: Batches, val: Batches, bar) -> None:
         """Train on one epoch, judge on `val`, append to the history."""
         start, epoch = time.perf_counter(), len(self.history.epoch_rows)
-        self.model.train()
+        train_mode(self.model)
         rows = []  # tensors stay on the device: reading one each step would stop a GPU each step
         for images, labels in train.epoch(epoch):
             rows.append(self._step(images, labels, len(self.history.batch_rows) + len(rows)))
