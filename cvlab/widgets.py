@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cvlab import optimizers, plots
+from cvlab import optimizers, plots, zeroshot, zoo
 from cvlab.data import ImageData
 from cvlab.train import predict
 
@@ -76,6 +76,28 @@ def shift(models: Mapping[str, torch.nn.Module], data: ImageData, first: int = 0
         return plots.answers(picture, table, title)
 
     return _interactive(draw, {"image": image, **sliders})
+
+
+def top5(models: Mapping[str, torch.nn.Module], data: ImageData) -> widgets.Widget:
+    """Pick a network of the zoo and an image; see its 5 likeliest classes and their sums."""
+    model = widgets.Dropdown(options=list(models), description="network")
+    image = widgets.BoundedIntText(value=0, max=len(data.val) - 1, description="image")
+    members = zeroshot.groups(data.classes)
+
+    def draw(model: str, image: int):
+        about, one = zoo.card(model), data.val.select([image])
+        logits, labels = predict(models[model], zoo.as_seen_by(about, data).batches(one, 1))
+        likeliest = logits.softmax(1)[0].topk(5)
+        names = [zoo.categories()[index] for index in likeliest.indices]
+        sums = zeroshot.group_scores(logits, members, "sum")[0]
+        return plots.top_answers(
+            one.images[0].permute(1, 2, 0).numpy(),
+            pd.Series(likeliest.values.numpy(), names),
+            pd.Series(sums.numpy(), data.classes),
+            f"{about.title} on a picture of class {data.classes[int(labels[0])]}",
+        )
+
+    return _interactive(draw, {"model": model, "image": image})
 
 
 def _interactive(draw: Callable, controls: dict[str, widgets.Widget]) -> widgets.Widget:
