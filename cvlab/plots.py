@@ -214,6 +214,8 @@ def bars(table: pd.DataFrame, title: str, columns: Mapping[str, str]) -> Figure:
         shares = values.max() <= 1
         for place, value, end in zip(places, values, ends, strict=True):
             text = f"{value:.0%}" if shares else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+            text = "not known" if np.isnan(value) else text
+            end = 0 if np.isnan(value) else end
             axis.annotate(text, (end, place), (4, -4), textcoords="offset points", fontsize=9)
         axis.set_xlabel(label)
         axis.set_xlim(0, 1.25 * ends.max())

@@ -26,8 +26,10 @@ from cvlab.sources import did_you_mean
 from cvlab.train import CheckpointError, usable
 
 CARDS = Path(__file__).parent / "zoo.toml"
-# torchvision's own loading leaves these on, and they change what a network computes
-AS_TRAINED = {name: {"transform_input": True} for name in ("googlenet", "inception_v3")}
+AS_TRAINED = {  # what torchvision itself changes when it loads weights
+    "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
+    "inception_v3": {"transform_input": True, "init_weights": False},
+}
 
 
 class WeightsError(RuntimeError):
@@ -145,8 +147,7 @@ def build(name: str, classes: int = 1000) -> nn.Module:
     if about.library == "timm":
         net = timm.create_model(name, num_classes=classes)
     else:
-        extra = {"init_weights": False} | AS_TRAINED[name] if name in AS_TRAINED else {}
-        net = models.get_model(name, weights=None, num_classes=classes, **extra)
+        net = models.get_model(name, num_classes=classes, **AS_TRAINED.get(name, {}))
     return _ready(net, name, classes)
 
 
@@ -171,7 +172,7 @@ def costs(names: Sequence[str]) -> pd.DataFrame:
     """What networks cost on paper, by title; nothing is computed and no memory taken.
 
     Returns:
-        `year`; `layers` with weights (convolutions and linear ones); `parameters`; `MACs`, the
+        `layers` with weights (convolutions and linear ones); `parameters`; `MACs`, the
         multiply-accumulate operations for one image; `input`, pixels a side; `MB`, megabytes of
         a file of its fp32 weights; `top1`, ImageNet accuracy as published.
     """
@@ -186,7 +187,6 @@ def costs(names: Sequence[str]) -> pd.DataFrame:
             net(image)
         layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
         rows[about.title] = {
-            "year": about.year,
             "layers": len(layers),
             "parameters": sum(p.numel() for p in net.parameters()),
             "MACs": counter.get_total_flops() // 2,

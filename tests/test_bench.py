@@ -42,6 +42,15 @@ def test_compare_reports_medians_spread_and_ratio_without_the_warm_up():
     assert table["n"].tolist() == [5, 5]
 
 
+def test_p99_is_told_where_there_are_enough_calls():
+    clock = FakeTime()
+    calls = {"mostly 1 ms": clock.call("a", *[0.001] * 99, 0.009)}
+    table = compare(calls, rounds=100, warmup=0, clock=clock)
+    assert table["p90"].item() == pytest.approx(1)
+    assert 1 < table["p99"].item() < 9
+    assert "p99" not in compare(calls, rounds=99, warmup=0, clock=clock)
+
+
 def test_contestants_take_turns():
     """One after the other, a slow minute of the machine would hit one contestant only."""
     clock = FakeTime()
