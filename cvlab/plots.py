@@ -7,6 +7,7 @@ colour-blind, with line styles and markers that survive printing in grey.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -117,17 +118,30 @@ def curves(
 ) -> Figure:
     """Lines with their names at their right ends: name -> (x, y)."""
     figure, axis = canvas(title, size=(7.5, 4))
-    for i, (name, (x, y)) in enumerate(series.items()):
-        colour, style = COLOURS[i % 8], STYLES[i % 4]
-        axis.plot(x, y, style, color=colour, marker=MARKERS[i % 8], markersize=4)
-        axis.annotate(
-            name, (x[-1], y[-1]), (6, 0), textcoords="offset points", color=colour, va="center"
-        )
+    for i, (x, y) in enumerate(series.values()):
+        look = {"color": COLOURS[i % 8], "marker": MARKERS[i % 8], "markersize": 4}
+        axis.plot(x, y, STYLES[i % 4], **look)
     axis.set(xlabel=xlabel, ylabel=ylabel, **axis_options)
     axis.margins(x=0.12)
     if xlabel == "epoch":
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.autoscale_view()
+    ends = [(x[-1], y[-1]) for x, y in series.values()]
+    heights = (axis.transData - axis.transAxes).transform(ends)[:, 1]  # 0..1 of the axes
+    for i, (name, height) in enumerate(zip(series, apart(heights, 0.055), strict=True)):
+        how = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        where = {"xy": (ends[i][0], height), "xytext": (6, 0), "va": "center"}
+        axis.annotate(name, **where, **how, color=COLOURS[i % 8])
     return figure
+
+
+def apart(places: Sequence[float], gap: float) -> np.ndarray:
+    """The places, some of them moved up so that each is at least `gap` above the one below it."""
+    moved = np.array(places, float)
+    order = np.argsort(moved)
+    for below, above in pairwise(order):
+        moved[above] = max(moved[above], moved[below] + gap)
+    return moved
 
 
 def sweep(table: pd.DataFrame, title: str, ylabel: str, chance: float) -> Figure:

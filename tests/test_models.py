@@ -48,3 +48,10 @@ def test_curves_are_drawn_with_names_at_their_ends():
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["a"]
     assert figure.get_suptitle() == "title"
+
+
+def test_names_at_the_ends_of_curves_keep_their_distance():
+    assert plots.apart([0.5, 0.51, 0.1, 0.52], 0.05).tolist() == pytest.approx(
+        [0.5, 0.55, 0.1, 0.6]
+    )
+    assert plots.apart([0.9, 0.1], 0.05).tolist() == [0.9, 0.1]
