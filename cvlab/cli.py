@@ -1,4 +1,4 @@
-"""The command line: `python -m cvlab run | publish | data | bench | doctor`."""
+"""The command line: `python -m cvlab run | publish | tune | data | bench | doctor`."""
 
 import argparse
 import ast
@@ -46,6 +46,21 @@ def _parser() -> argparse.ArgumentParser:
     publish = commands.add_parser("publish", help="copy a class run's notebooks over notebooks/")
     publish.add_argument("out", type=Path)
     publish.set_defaults(do=_publish)
+
+    tune = commands.add_parser("tune", help="add worker processes to a hyperparameter search")
+    tune.add_argument("--storage", required=True, help="a journal file, or postgresql://...")
+    tune.add_argument("--study", default="04_optuna", help="default: 04_optuna")
+    tune.add_argument("--workers", type=_positive, default=1, help="processes on this machine")
+    tune.add_argument("--trials", type=_positive, help="how many to add, by all workers together")
+    tune.add_argument("--seconds", type=_positive, help="start no trial after so long")
+    tune.add_argument(
+        "--profile",
+        choices=PROFILES,
+        default="class",
+        help="of a new study's trials",
+    )
+    tune.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
+    tune.set_defaults(do=_tune)
 
     data = commands.add_parser("data", help="prepare data ahead")
     data.add_argument("action", choices=["fetch"])
@@ -102,7 +117,34 @@ def _run(options) -> int:
 
 def _publish(options) -> int:
     names = runner.publish(options.out)
-    print(f"Published {', '.join(names)} to notebooks/ and figures/.")
+    print(f"Published {', '.join(names)}.")
+    return 0
+
+
+def _tune(options) -> int:
+    from cvlab import studies, tune, workers
+
+    if not (options.trials or options.seconds):
+        raise ParameterError("Give --trials, --seconds or both; else the search would never end.")
+    try:
+        study = workers.add(
+            options.study,
+            options.storage,
+            workers=options.workers,
+            trials=options.trials,
+            seconds=options.seconds,
+            profile=options.profile,
+            data=options.data,
+        )
+    except (studies.StudyError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. Finished trials are kept; the same command goes on.", file=sys.stderr)
+        return 1
+    counts = tune.statistics(study)
+    print(", ".join(f"{counts[key]} {key}" for key in ("complete", "pruned", "failed")))
+    print(f"{options.study}: {tune.so_far(study)} in {options.storage}")
     return 0
 
 

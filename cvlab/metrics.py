@@ -83,3 +83,31 @@ def confusion(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> pd.Data
 
     counts = confusion_matrix(labels, logits.argmax(1), labels=np.arange(len(classes)))
     return pd.DataFrame(counts, index=list(classes), columns=list(classes))
+
+
+def choose(candidates: pd.DataFrame, n_val: int) -> tuple:
+    """The cheapest of those that validation cannot tell from the best: the one-standard-error rule.
+
+    Args:
+        candidates: `val_accuracy` (mean over seeds) and `MACs`; the index names them.
+        n_val: validation images. One standard error of a share p of n images is sqrt(p(1-p)/n).
+
+    Returns:
+        the index entry of the candidate with the fewest MACs among those within one standard
+        error of the best accuracy; of equally cheap ones, the most accurate. Source: Breiman et
+        al., "Classification and regression trees", 1984.
+    """
+    best = candidates["val_accuracy"].max()
+    error = np.sqrt(best * (1 - best) / n_val)
+    good = candidates[candidates["val_accuracy"] >= best - error]
+    return good.sort_values(["MACs", "val_accuracy"], ascending=[True, False]).index[0]
+
+
+def wrong_wins(accuracy: float, behind: float, n: int, seed: int = 0) -> float:
+    """How often the worse of two networks has the higher score, each on `n` images of its own.
+
+    The worse one's accuracy is lower by `behind`; 20,000 pairs are drawn, ties count half.
+    """
+    rng = np.random.default_rng(seed)
+    good, worse = (rng.binomial(n, p, 20_000) for p in (accuracy, max(0.0, accuracy - behind)))
+    return float((worse > good).mean() + (worse == good).mean() / 2)

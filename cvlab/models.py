@@ -4,6 +4,8 @@ No layer needs a fixed batch, and each model trains on a 2-core CPU in minutes. 
 what a model was made with: `cvlab.store` makes it again from that.
 """
 
+from collections.abc import Sequence
+
 import pandas as pd
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,6 +91,10 @@ class BlurPool(nn.Module):
         return F.avg_pool2d(F.avg_pool2d(padded, 2, stride=1), 2)  # 1-1 after 1-1 is 1-2-1
 
 
+NORMS = {  # channels -> layer
+    "batch": nn.BatchNorm2d,
+    "none": lambda channels: nn.Identity(),
+}
 POOLINGS = {  # how a 2 x 2 window becomes one pixel: channels -> layer
     "stride": lambda channels: nn.Identity(),  # the convolution before it steps by 2
     "max": lambda channels: nn.MaxPool2d(2),
@@ -124,7 +130,75 @@ class PoolingNet(nn.Module):
         return self.classifier(self.features(images))
 
 
-MODELS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (LeNet, SmallCNN, PoolingNet)}
+class FlatCNN(nn.Module):
+    """One convolution, then linear layers: the shape of network that three reports searched.
+
+    Conv2d, Flatten, {Linear, ReLU, Dropout} for each of `units`, Linear. No pooling: the first
+    linear layer holds nearly all weights, and sees no two places of the image alike.
+    """
+
+    CHANNELS = 8
+
+    def __init__(
+        self, classes: int, kernel_size: int, units: Sequence[int], dropouts: Sequence[float]
+    ):
+        super().__init__()
+        self.arguments = {"classes": classes, "kernel_size": kernel_size}
+        self.arguments |= {"units": list(units), "dropouts": list(dropouts)}
+        layers: list[nn.Module] = [nn.Conv2d(3, self.CHANNELS, kernel_size), nn.Flatten()]
+        inputs = self.CHANNELS * (33 - kernel_size) ** 2
+        for outputs, share in zip(units, dropouts, strict=True):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(share)]
+            inputs = outputs
+        self.layers = nn.Sequential(*layers, nn.Linear(inputs, classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, 32, 32] to logits [N, classes]."""
+        return self.layers(images)
+
+
+class TunableCNN(nn.Module):
+    """A stem and three stages that halve the image; what a search may change are its arguments.
+
+    Channels are `width` times 1, 2, 4, 8; a stage has `depth` convolutions, the first of which
+    ends in the pooling. Classified by the largest value of each channel.
+    """
+
+    def __init__(self, classes: int, width: int, depth: int, pooling: str, norm: str):
+        super().__init__()
+        if pooling not in POOLINGS or norm not in NORMS:
+            raise ValueError(
+                f"pooling={pooling!r}, norm={norm!r} were given; choose one of {list(POOLINGS)} "
+                f"and one of {list(NORMS)}."
+            )
+        self.arguments = {"classes": classes, "width": width, "depth": depth}
+        self.arguments |= {"pooling": pooling, "norm": norm}
+        layers = self._block(3, width, None, norm)
+        for outputs in (2 * width, 4 * width, 8 * width):
+            layers += self._block(outputs // 2, outputs, pooling, norm)
+            for _ in range(depth - 1):
+                layers += self._block(outputs, outputs, None, norm)
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8 * width, classes)
+        )
+
+    @staticmethod
+    def _block(inputs: int, outputs: int, pooling: str | None, norm: str) -> list[nn.Module]:
+        stride = 2 if pooling == "stride" else 1
+        layers = [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=norm == "none")]
+        if pooling:
+            layers.append(POOLINGS[pooling](outputs))
+        return [*layers, NORMS[norm](outputs), nn.ReLU(inplace=True)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, 32, 32] to logits [N, classes]."""
+        return self.classifier(self.features(images))
+
+
+MODELS: dict[str, type[nn.Module]] = {
+    kind.__name__: kind for kind in (LeNet, SmallCNN, PoolingNet, FlatCNN, TunableCNN)
+}
 
 
 def summary(model: nn.Module, size: tuple[int, ...] = (3, 32, 32)) -> pd.DataFrame:

@@ -96,10 +96,8 @@ def judge(runs: Runs, data: ImageData, device: str | torch.device = "cpu") -> pd
         new = evaluate(model, data.batches("val", EVAL_BATCH, device=device)).accuracy
         row = {"pooling": pooling, "seed": seed, "train_accuracy": seen, "val_accuracy": new}
         row |= {"overfit_gap": seen - new, "seconds": history.seconds}
-        for distance in DISTANCES:
-            share = shift_consistency(model, data.val, data, distance, device)
-            row[f"shift_{distance}"] = share
-        rows.append(row)
+        same = shift_consistency(model, data.val, data, DISTANCES, device)
+        rows.append(row | {f"shift_{distance}": share for distance, share in same.items()})
     return pd.DataFrame(rows)
 
 
@@ -107,22 +105,24 @@ def shift_consistency(
     model: torch.nn.Module,
     split: Split,
     data: ImageData,
-    distance: int,
+    distances: Sequence[int],
     device: str | torch.device = "cpu",
-) -> float:
+) -> dict[int, float]:
     """Share of images that keep their predicted class, right or wrong, when they move.
 
-    Moved by `distance` pixels to the left, right, up and down; the mean of the four. Measure
-    and name as in Zhang, "Making convolutional networks shift-invariant again", 2019.
+    For each distance, in pixels, moved to the left, right, up and down; the mean of the four.
+    Measure and name as in Zhang, "Making convolutional networks shift-invariant again", 2019.
     """
 
     def answers(images: Split) -> Tensor:
         return predict(model, data.batches(images, EVAL_BATCH, device=device))[0].argmax(1)
 
-    still = answers(split)
-    moves = ((distance, 0), (-distance, 0), (0, distance), (0, -distance))
-    same = [(answers(split.shifted(*move)) == still).float().mean().item() for move in moves]
-    return float(np.mean(same))
+    still, shares = answers(split), {}
+    for far in distances:
+        moves = ((far, 0), (-far, 0), (0, far), (0, -far))
+        same = [(answers(split.shifted(*move)) == still).float().mean().item() for move in moves]
+        shares[far] = float(np.mean(same))
+    return shares
 
 
 def most_moved(model: torch.nn.Module, data: ImageData) -> int:
@@ -180,24 +180,6 @@ def comparison(judged: pd.DataFrame) -> pd.DataFrame:
             "seconds a run": f"{runs['seconds'].median():.1f}",
         }
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def choose(candidates: pd.DataFrame, n_val: int) -> tuple:
-    """The cheapest of those that validation cannot tell from the best: the one-standard-error rule.
-
-    Args:
-        candidates: `val_accuracy` (mean over seeds) and `MACs`; the index names them.
-        n_val: validation images. One standard error of a share p of n images is sqrt(p(1-p)/n).
-
-    Returns:
-        the index entry of the candidate with the fewest MACs among those within one standard
-        error of the best accuracy; of equally cheap ones, the most accurate. Source: Breiman et
-        al., "Classification and regression trees", 1984.
-    """
-    best = candidates["val_accuracy"].max()
-    error = np.sqrt(best * (1 - best) / n_val)
-    good = candidates[candidates["val_accuracy"] >= best - error]
-    return good.sort_values(["MACs", "val_accuracy"], ascending=[True, False]).index[0]
 
 
 def test_table(answers: Mapping[tuple[str, str, int], tuple[Tensor, Tensor]]) -> pd.DataFrame:

@@ -218,12 +218,16 @@ def _check_value(key: str, value: Any, limit: list | str) -> None:
     """`limit` is [low, high] for numbers, else a list of choices; a list is checked by element.
 
     The name of a dataset as `limit` asks for a list of its classes, "networks" for a list of
-    names that the zoo knows.
+    names that the zoo knows, "storage" for a place where Optuna's studies can live.
     """
     if isinstance(limit, str):
         try:
             if limit == "networks":
                 zoo.check_names(value)
+            elif limit == "storage":
+                from cvlab import studies  # Optuna takes a second to import
+
+                studies.check_storage(value)
             else:
                 sources.check_classes(value, sources.class_names(limit), sources.TITLES[limit])
         except ValueError as error:

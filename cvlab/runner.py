@@ -243,15 +243,19 @@ def table(results: list[Result]) -> str:
 
 
 def publish(out: Path) -> list[str]:
-    """Copy a run's notebooks over `notebooks/` and its figures over `figures/`; returns names.
+    """Copy a class run's notebooks to `notebooks/`, its figures to `figures/`; returns names.
+
+    Of a full run the records alone are kept, as `data/results/<notebook>_full.json`.
 
     Raises:
-        ParameterError: it is no class run, had extra parameters, did not pass, or the data was
-            the stand-in; nothing is copied then.
+        ParameterError: it is a smoke run, a class run with extra parameters, did not pass, or the
+            data was the stand-in; nothing is copied then.
     """
     plan = Plan(**json.loads((out / "run.json").read_text()))
-    if plan.profile != "class" or plan.parameters:
-        raise ParameterError("Only a run with --profile class and no -p may be published.")
+    if plan.profile == "smoke" or (plan.profile == "class" and plan.parameters):
+        raise ParameterError(
+            "Only a run with --profile class and no -p, or a full one, is published."
+        )
     notebooks = {}
     for name in plan.notebooks:
         if read_result(out / f"{name}.ipynb").status != "passed":
@@ -260,6 +264,9 @@ def publish(out: Path) -> list[str]:
         if any(record.get("source") == STAND_IN_LABEL for record in records(notebooks[name])):
             raise ParameterError(f"{name} ran on the stand-in, which is never published.")
     for name, notebook in notebooks.items():
+        if plan.profile == "full":
+            _store_records(name, plan, notebook)
+            continue
         for metadata in (notebook.metadata, *(cell.metadata for cell in notebook.cells)):
             metadata.pop("papermill", None)
             metadata.pop("execution", None)
@@ -267,3 +274,10 @@ def publish(out: Path) -> list[str]:
         for figure in sorted((out / "figures").glob(f"{name[:2]}_*.png")):
             shutil.copy(figure, project_root() / "figures" / figure.name)
     return list(notebooks)
+
+
+def _store_records(name: str, plan: Plan, notebook: nbformat.NotebookNode) -> None:
+    content = {"notebook": name, "parameters": plan.parameters, "records": records(notebook)}
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    path = project_root() / "data" / "results" / f"{name}_full.json"
+    replace_atomically(lambda temporary: temporary.write_text(text), path)

@@ -1,7 +1,10 @@
-"""Show a helper's source in a notebook, folded, so that thin never means hidden."""
+"""Folded things in a notebook: sources, so that thin never means hidden, and long tables."""
 
 import html
 import inspect
+from collections.abc import Mapping
+
+import pandas as pd
 
 
 def show_source(*things) -> None:
@@ -17,3 +20,12 @@ def show_source(*things) -> None:
         body = highlight(code, PythonLexer(), HtmlFormatter(noclasses=True, style="friendly"))
         lines = len(code.splitlines())
         display(HTML(f"<details><summary>{name} ({lines} lines)</summary>{body}</details>"))
+
+
+def show_tables(tables: Mapping[str, pd.DataFrame]) -> None:
+    """Display data frames, title -> table, each of which unfolds on a click."""
+    from IPython.display import HTML, display
+
+    for title, table in tables.items():
+        body = table.to_html(na_rep="", border=0, float_format="{:.4g}".format)
+        display(HTML(f"<details><summary>{html.escape(title)}</summary>{body}</details>"))

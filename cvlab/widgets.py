@@ -100,6 +100,24 @@ def top5(models: Mapping[str, torch.nn.Module], data: ImageData) -> widgets.Widg
     return _interactive(draw, {"model": model, "image": image})
 
 
+def slices(trials: pd.DataFrame) -> widgets.Widget:
+    """Pick two parameters of a search, see where the good trials lie.
+
+    `trials`: columns `score`, a fraction, and the parameters.
+    """
+    names = [name for name in trials if name != "score" and trials[name].nunique() > 1]
+    x, y = (
+        widgets.Dropdown(options=names, value=names[i], description=label)
+        for i, label in enumerate(("across", "up"))
+    )
+
+    def draw(x: str, y: str):
+        title = f"{len(trials)} trials: where are the bright ones?"
+        return plots.scatter(trials.dropna(subset=[x, y]), x, y, "score", title)
+
+    return _interactive(draw, {"x": x, "y": y})
+
+
 def _interactive(draw: Callable, controls: dict[str, widgets.Widget]) -> widgets.Widget:
     """Controls over a picture that `draw` makes anew whenever one of them moves.
 

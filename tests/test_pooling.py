@@ -109,17 +109,17 @@ def stripes():
 def test_shift_consistency_counts_answers_that_stay(stripes):
     sees = LooksAtOnePixel()
     sees.weight = torch.nn.Parameter(torch.zeros(1))
-    assert pooling.shift_consistency(sees, stripes.val, stripes, 1) == 0.5  # left, right: all flip
-    assert pooling.shift_consistency(sees, stripes.val, stripes, 2) == 1.0
-    assert pooling.shift_consistency(LooksAtNothing(), stripes.val, stripes, 1) == 1.0
+    same = pooling.shift_consistency(sees, stripes.val, stripes, (1, 2))
+    assert same == {1: 0.5, 2: 1.0}  # by one pixel, left and right: all flip
+    assert pooling.shift_consistency(LooksAtNothing(), stripes.val, stripes, (1,)) == {1: 1.0}
 
 
 def test_the_rule_takes_the_cheapest_that_validation_cannot_tell_from_the_best():
     table = pd.DataFrame(
         {"val_accuracy": [0.80, 0.79, 0.78, 0.70], "MACs": [10, 5, 5, 1]}, index=list("abcd")
     )
-    assert pooling.choose(table, n_val=250) == "b"  # one standard error is 2.5 points
-    assert pooling.choose(table, n_val=25_000) == "a"  # now it is 0.25 points
+    assert metrics.choose(table, n_val=250) == "b"  # one standard error is 2.5 points
+    assert metrics.choose(table, n_val=25_000) == "a"  # now it is 0.25 points
 
 
 def test_training_judges_and_compares(drawn):

@@ -1,5 +1,6 @@
 """`python -m cvlab`: wrong input is refused before anything runs; failures cost little."""
 
+import json
 import os
 import signal
 import subprocess
@@ -171,6 +172,16 @@ def test_publishing_copies_the_executed_notebook_without_traces(workbook):
     notebook = nbformat.read(root / "notebooks" / "10_good.ipynb", as_version=4)
     assert all(c.execution_count for c in notebook.cells)
     assert "papermill" not in Path(root / "notebooks" / "10_good.ipynb").read_text()
+
+
+def test_of_a_full_run_the_records_are_kept(workbook):
+    root, _ = workbook
+    before = (root / "notebooks" / "10_good.ipynb").read_text()
+    command("run", "10", "--profile", "full", "--out", root / "out")
+    assert command("publish", root / "out") == 0
+    stored = json.loads((root / "data" / "results" / "10_good_full.json").read_text())
+    assert stored["records"] == [{"claim": "c", "holds": True}]
+    assert (root / "notebooks" / "10_good.ipynb").read_text() == before
 
 
 def test_doctor_reports_what_is_missing_and_what_to_do(workbook, capsys):
