@@ -114,12 +114,14 @@ def curves(
     title: str,
     xlabel: str,
     ylabel: str,
+    steps: bool = False,
     **axis_options,
 ) -> Figure:
-    """Lines with their names at their right ends: name -> (x, y)."""
+    """Lines with their names at their right ends: name -> (x, y); `steps` holds y until the next x."""
     figure, axis = canvas(title, size=(7.5, 4))
     for i, (x, y) in enumerate(series.values()):
         look = {"color": COLOURS[i % 8], "marker": MARKERS[i % 8], "markersize": 4}
+        look["drawstyle"] = "steps-post" if steps else "default"
         axis.plot(x, y, STYLES[i % 4], **look)
     axis.set(xlabel=xlabel, ylabel=ylabel, **axis_options)
     axis.margins(x=0.12)
@@ -340,6 +342,8 @@ def by_optuna(kind: str, study, title: str, **options) -> Figure:
     figure = axes[0].figure
     if kind != "param_importances":
         axes[0].yaxis.set_major_formatter(PERCENT)
+    if kind in ("optimization_history", "intermediate_values"):
+        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes:
         for place in ("left", "center"):
             axis.set_title("", loc=place)

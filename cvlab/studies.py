@@ -20,7 +20,6 @@ from optuna.trial import TrialState
 SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
     "TPE": optuna.samplers.TPESampler,
-    "GP": optuna.samplers.GPSampler,
 }
 PRUNERS = {
     "none": optuna.pruners.NopPruner,

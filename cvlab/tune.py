@@ -336,22 +336,20 @@ def first_epoch(study: optuna.Study) -> optuna.Study:
 
 def best_so_far(study: optuna.Study) -> pd.DataFrame:
     """How the best score rose: columns `seconds` that trials had taken by then, and `best`."""
-    rows, seconds = [], 0.0
-    for trial in finished(study):
-        seconds += trial.duration.total_seconds()
-        if trial.state == TrialState.COMPLETE:
-            rows.append((seconds, trial.value))
-    frame = pd.DataFrame(rows, columns=["seconds", "best"])
-    return frame.assign(best=frame["best"].cummax())
+    trials = finished(study)
+    scores = [t.value if t.state == TrialState.COMPLETE else float("-inf") for t in trials]
+    seconds = pd.Series([trial.duration.total_seconds() for trial in trials])
+    return pd.DataFrame({"seconds": seconds.cumsum(), "best": pd.Series(scores).cummax()})
 
 
-def with_costs(study: optuna.Study, seed: int) -> optuna.Study:
-    """A study of two objectives, accuracy and MACs, that knows the complete trials of `study`."""
+def with_costs(known: Sequence[optuna.Study], seed: int) -> optuna.Study:
+    """A study of two objectives, accuracy and MACs, that begins with all complete trials known."""
     both = new_study("accuracy and MACs", seed=seed, directions=("maximize", "minimize"))
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        values = [trial.value, trial.user_attrs["MACs"]]
-        known = {"params": trial.params, "distributions": trial.distributions}
-        both.add_trial(optuna.trial.create_trial(values=values, **known))
+    for trial in (trial for study in known for trial in finished(study)):
+        if trial.state == TrialState.COMPLETE:
+            values = [trial.value, trial.user_attrs["MACs"]]
+            same = {"params": trial.params, "distributions": trial.distributions}
+            both.add_trial(optuna.trial.create_trial(values=values, **same))
     return both
 
 

@@ -140,7 +140,7 @@ def test_the_best_so_far_never_falls():
 def test_the_pareto_front_holds_what_nothing_beats_in_both():
     study = new_study("known", sampler="random", pruner="none")
     tune.search(study, by_width, trials=8, what=None)
-    both = tune.with_costs(study, seed=0)
+    both = tune.with_costs([study], seed=0)
     both.add_trial(
         optuna.trial.create_trial(
             values=[0.001, 10_001],  # dearer and worse than all

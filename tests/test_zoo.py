@@ -21,7 +21,7 @@ def nowhere(tmp_path, monkeypatch):
     """A machine without weights: an empty data folder, project and torch cache."""
     monkeypatch.setattr(zoo, "project_root", lambda: tmp_path)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "cache"))
-    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere").mkdir()  # not where the project looks by itself
     return tmp_path
 
 
@@ -102,7 +102,7 @@ def test_the_packaged_weights_recognise_grace_hoppers_uniform():
 
 
 def test_missing_weights_are_named_with_the_cure_and_stop_nobody(nowhere):
-    nets, missing = zoo.available([LITE, "alexnet"], str(nowhere / "data"))
+    nets, missing = zoo.available([LITE, "alexnet"], str(nowhere / "elsewhere"))
     assert list(nets) == [LITE]
     assert "AlexNet are not on disk" in missing["alexnet"]
     assert ALEXNET in missing["alexnet"]
@@ -122,33 +122,33 @@ def test_without_its_package_the_cure_is_to_install_it(nowhere, monkeypatch):
 
 
 def test_a_damaged_file_is_named_with_the_cure(nowhere):
-    path = nowhere / "data" / "hub" / "checkpoints" / ALEXNET
+    path = nowhere / "elsewhere" / "hub" / "checkpoints" / ALEXNET
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half of it")
     with pytest.raises(CheckpointError, match=rf"{ALEXNET}.*SHA-256 begins with.*Delete it"):
-        zoo.pretrained("alexnet", str(nowhere / "data"))
-    _, missing = zoo.available(["alexnet"], str(nowhere / "data"))
+        zoo.pretrained("alexnet", str(nowhere / "elsewhere"))
+    _, missing = zoo.available(["alexnet"], str(nowhere / "elsewhere"))
     assert "damaged" in missing["alexnet"]
 
 
 def test_a_file_with_the_right_name_of_another_network_is_refused(nowhere):
-    path = nowhere / "data" / "hub" / "checkpoints" / f"{LITE}.safetensors"
+    path = nowhere / "elsewhere" / "hub" / "checkpoints" / f"{LITE}.safetensors"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match=r"lite0\.safetensors"):
-        zoo.pretrained(LITE, str(nowhere / "data"))
+        zoo.pretrained(LITE, str(nowhere / "elsewhere"))
     with pytest.raises(ValueError, match="do not fit"):
         zoo._renamed(zoo.build(LITE, 5).state_dict(), zoo.build(LITE, 6).state_dict())
 
 
 def test_torchvisions_weights_are_taken_from_the_data_folder(nowhere, monkeypatch):
     about = zoo.card("mobilenet_v3_small")
-    path = nowhere / "data" / "hub" / "checkpoints" / about.url.rpartition("/")[2]
+    path = nowhere / "elsewhere" / "hub" / "checkpoints" / about.url.rpartition("/")[2]
     path.parent.mkdir(parents=True)
     stored = zoo.build(about.name)
     torch.save(stored.state_dict(), path)
     monkeypatch.setattr(zoo, "_check_name", lambda path: None)  # nobody can make that checksum
-    net = zoo.pretrained(about.name, str(nowhere / "data"))
+    net = zoo.pretrained(about.name, str(nowhere / "elsewhere"))
     theirs, ours = net.state_dict(), stored.state_dict()
     assert all(torch.equal(theirs[key], ours[key]) for key in ours)
     assert torch.hub.get_dir() == str(nowhere / "cache"), "torch's own folder is put back"
@@ -165,7 +165,7 @@ def test_a_download_is_checked_and_lands_in_the_projects_folder(nowhere, monkeyp
     zoo._fetch(zoo.card("alexnet"), True)
     ((urls, target, expected, algorithm),) = asked
     assert urls[0].endswith(ALEXNET)
-    assert target == nowhere / "data" / "hub" / "checkpoints" / ALEXNET
+    assert target == nowhere / "elsewhere" / "hub" / "checkpoints" / ALEXNET
     assert (expected, algorithm) == ("7be5be79", "sha256")
 
 
