@@ -8,7 +8,7 @@ CI_FLAGS ?=
 .PHONY: run test publish bench
 
 run: .venv/installed
-	@echo "== Running every notebook (smoke profile, about two minutes) =="
+	@echo "== Running every notebook (smoke profile, about three minutes) =="
 	@$(BIN)/python -m cvlab run --profile smoke
 
 test: .venv/installed

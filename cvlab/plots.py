@@ -117,7 +117,7 @@ def curves(
     steps: bool = False,
     **axis_options,
 ) -> Figure:
-    """Lines with their names at their right ends: name -> (x, y); `steps` holds y until the next x."""
+    """Lines with their names at their right ends: name -> (x, y); `steps` holds y to the next x."""
     figure, axis = canvas(title, size=(7.5, 4))
     for i, (x, y) in enumerate(series.values()):
         look = {"color": COLOURS[i % 8], "marker": MARKERS[i % 8], "markersize": 4}

@@ -14,6 +14,7 @@ import optuna
 import torch
 
 from cvlab import data as cvdata
+from cvlab.hardware import hardware
 from cvlab.progress import progress
 from cvlab.run import profiles
 from cvlab.studies import (
@@ -38,7 +39,7 @@ class Job:
     study: str
     storage: str
     data: str
-    seconds: float | None
+    until: float | None  # of time.time(); no trial is started after that
     threads: int
 
 
@@ -79,7 +80,7 @@ def add(
     loaded = cvdata.load("cifar10", data)
     claim(opened, _objective(opened, loaded, profile).settings)
     threads = max(1, (os.cpu_count() or 1) // workers)
-    job = Job(study, str(storage), data, seconds, threads)
+    job = Job(study, str(storage), data, seconds and time.time() + seconds, threads)
     total, unit = (trials, "trial") if trials else (int(seconds), "s")
     with progress(total, f"{workers} workers", unit) as bar:
         _supervise(job, opened, _shares(trials, workers), bar)
@@ -88,9 +89,10 @@ def add(
 
 def _objective(study: optuna.Study, data: cvdata.ImageData, profile: str) -> Objective:
     """The study's own objective, or for a new study that of the notebook in `profile`."""
-    known = study.user_attrs.get("objective")
+    known, device = study.user_attrs.get("objective"), hardware().device
     if known:
-        return Objective(data, **{k: v for k, v in known.items() if k != "data"})
+        settings = {name: value for name, value in known.items() if name != "data"}
+        return Objective(data, **settings, device=device)
     knobs = profiles()["04_optuna"][profile]
     budget = (
         knobs["search_images"],
@@ -98,7 +100,7 @@ def _objective(study: optuna.Study, data: cvdata.ImageData, profile: str) -> Obj
         knobs["val_images"],
         knobs["search_parts"],
     )
-    return Objective(data, "better", *budget)
+    return Objective(data, "better", *budget, device=device)
 
 
 def _shares(trials: int | None, workers: int) -> list[int | None]:
@@ -172,4 +174,5 @@ def _work(job: Job, share: int | None) -> None:
         pruner=PRUNERS["halving"](),
     )
     data = cvdata.load("cifar10", job.data)
-    study.optimize(_objective(study, data, "class"), share, job.seconds)
+    seconds = None if job.until is None else max(0.0, job.until - time.time())
+    study.optimize(_objective(study, data, "class"), share, seconds)

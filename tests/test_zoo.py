@@ -165,7 +165,7 @@ def test_a_download_is_checked_and_lands_in_the_projects_folder(nowhere, monkeyp
     zoo._fetch(zoo.card("alexnet"), True)
     ((urls, target, expected, algorithm),) = asked
     assert urls[0].endswith(ALEXNET)
-    assert target == nowhere / "elsewhere" / "hub" / "checkpoints" / ALEXNET
+    assert target == nowhere / "data" / "hub" / "checkpoints" / ALEXNET
     assert (expected, algorithm) == ("7be5be79", "sha256")
 
 
