@@ -277,7 +277,8 @@ def publish(out: Path) -> list[str]:
 
 
 def _store_records(name: str, plan: Plan, notebook: nbformat.NotebookNode) -> None:
-    content = {"notebook": name, "parameters": plan.parameters, "records": records(notebook)}
+    given = {k: v for k, v in plan.parameters.items() if k != "STORAGE"}  # may hold a password
+    content = {"notebook": name, "parameters": given, "records": records(notebook)}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     path = project_root() / "data" / "results" / f"{name}_full.json"
     replace_atomically(lambda temporary: temporary.write_text(text), path)
