@@ -43,12 +43,43 @@ class LeNet(nn.Module):
         return self.classifier(self.features(images))
 
 
-def conv_block(inputs: int, outputs: int, stride: int = 1, pool: bool = False) -> nn.Sequential:
-    """3 x 3 convolution, 2 x 2 max pooling if asked for, batch normalisation, ReLU."""
-    layers = [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)]
-    if pool:  # before normalisation: a quarter of the values is left to normalise
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+class BlurPool(nn.Module):
+    """Halve the image: smooth with 1-2-1 in both directions, then keep every second pixel.
+
+    Smoothing first removes the detail that half the pixels cannot show and would show falsely.
+    Source: Zhang, "Making convolutional networks shift-invariant again", 2019.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, C, H/2, W/2]."""
+        padded = F.pad(features, (1, 0, 1, 0), mode="reflect")
+        return F.avg_pool2d(F.avg_pool2d(padded, 2, stride=1), 2)  # 1-1 after 1-1 is 1-2-1
+
+
+POOLINGS = {  # how a 2 x 2 window becomes one pixel: channels -> layer
+    "stride": lambda channels: nn.Identity(),  # the convolution before it steps by 2
+    "max": lambda channels: nn.MaxPool2d(2),
+    "avg": lambda channels: nn.AvgPool2d(2),
+    "blur": lambda channels: BlurPool(),
+}
+NORMS = {  # channels -> layer
+    "batch": nn.BatchNorm2d,
+    "none": lambda channels: nn.Identity(),
+}
+
+
+def conv_block(
+    inputs: int, outputs: int, stride: int = 1, pooling: str | None = None, norm: str = "batch"
+) -> nn.Sequential:
+    """3 x 3 convolution, pooling if asked for, normalisation, ReLU.
+
+    Pooled before it is normalised: a quarter of the values is left to normalise.
+    """
+    stride = 2 if pooling == "stride" else stride
+    layers = [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=norm == "none")]
+    if pooling:
+        layers.append(POOLINGS[pooling](outputs))
+    return nn.Sequential(*layers, NORMS[norm](outputs), nn.ReLU(inplace=True))
 
 
 class SmallCNN(nn.Module):
@@ -63,9 +94,9 @@ class SmallCNN(nn.Module):
         self.arguments = {"classes": classes}
         self.features = nn.Sequential(
             conv_block(3, 16),
-            conv_block(16, 48, pool=True),
+            conv_block(16, 48, pooling="max"),
             conv_block(48, 48),
-            conv_block(48, 96, pool=True),
+            conv_block(48, 96, pooling="max"),
             conv_block(96, 96),
             conv_block(96, 96),
         )
@@ -76,31 +107,6 @@ class SmallCNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[N, 3, 32, 32] to logits [N, classes]."""
         return self.classifier(self.features(images))
-
-
-class BlurPool(nn.Module):
-    """Halve the image: smooth with 1-2-1 in both directions, then keep every second pixel.
-
-    Smoothing first removes the detail that half the pixels cannot show and would show falsely.
-    Source: Zhang, "Making convolutional networks shift-invariant again", 2019.
-    """
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, C, H/2, W/2]."""
-        padded = F.pad(features, (1, 0, 1, 0), mode="reflect")
-        return F.avg_pool2d(F.avg_pool2d(padded, 2, stride=1), 2)  # 1-1 after 1-1 is 1-2-1
-
-
-NORMS = {  # channels -> layer
-    "batch": nn.BatchNorm2d,
-    "none": lambda channels: nn.Identity(),
-}
-POOLINGS = {  # how a 2 x 2 window becomes one pixel: channels -> layer
-    "stride": lambda channels: nn.Identity(),  # the convolution before it steps by 2
-    "max": lambda channels: nn.MaxPool2d(2),
-    "avg": lambda channels: nn.AvgPool2d(2),
-    "blur": lambda channels: BlurPool(),
-}
 
 
 class PoolingNet(nn.Module):
@@ -173,23 +179,14 @@ class TunableCNN(nn.Module):
             )
         self.arguments = {"classes": classes, "width": width, "depth": depth}
         self.arguments |= {"pooling": pooling, "norm": norm}
-        layers = self._block(3, width, None, norm)
+        layers = [conv_block(3, width, norm=norm)]
         for outputs in (2 * width, 4 * width, 8 * width):
-            layers += self._block(outputs // 2, outputs, pooling, norm)
-            for _ in range(depth - 1):
-                layers += self._block(outputs, outputs, None, norm)
+            layers.append(conv_block(outputs // 2, outputs, pooling=pooling, norm=norm))
+            layers += [conv_block(outputs, outputs, norm=norm) for _ in range(depth - 1)]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
             nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8 * width, classes)
         )
-
-    @staticmethod
-    def _block(inputs: int, outputs: int, pooling: str | None, norm: str) -> list[nn.Module]:
-        stride = 2 if pooling == "stride" else 1
-        layers = [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=norm == "none")]
-        if pooling:
-            layers.append(POOLINGS[pooling](outputs))
-        return [*layers, NORMS[norm](outputs), nn.ReLU(inplace=True)]
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, 3, 32, 32] to logits [N, classes]."""

@@ -266,14 +266,18 @@ def publish(out: Path) -> list[str]:
     for name, notebook in notebooks.items():
         if plan.profile == "full":
             _store_records(name, plan, notebook)
-            continue
-        for metadata in (notebook.metadata, *(cell.metadata for cell in notebook.cells)):
-            metadata.pop("papermill", None)
-            metadata.pop("execution", None)
-        nbformat.write(notebook, notebook_paths()[name])
-        for figure in sorted((out / "figures").glob(f"{name[:2]}_*.png")):
-            shutil.copy(figure, project_root() / "figures" / figure.name)
+        else:
+            _copy_pages(name, out, notebook)
     return list(notebooks)
+
+
+def _copy_pages(name: str, out: Path, notebook: nbformat.NotebookNode) -> None:
+    for metadata in (notebook.metadata, *(cell.metadata for cell in notebook.cells)):
+        metadata.pop("papermill", None)
+        metadata.pop("execution", None)
+    nbformat.write(notebook, notebook_paths()[name])
+    for figure in sorted((out / "figures").glob(f"{name[:2]}_*.png")):
+        shutil.copy(figure, project_root() / "figures" / figure.name)
 
 
 def _store_records(name: str, plan: Plan, notebook: nbformat.NotebookNode) -> None:

@@ -140,7 +140,6 @@ def new_study(
         load_if_exists=True,
     )
     study.sampler = _sampler(sampler, seed, len(study.get_trials(deepcopy=False)))
-    requeue_dead(study)
     return study
 
 

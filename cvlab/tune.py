@@ -14,7 +14,7 @@ from torch import nn
 from cvlab.data import ImageData, Split
 from cvlab.models import NORMS, FlatCNN, TunableCNN, summary
 from cvlab.progress import each, progress
-from cvlab.studies import StudyError, claim, me, new_study
+from cvlab.studies import StudyError, claim, me, new_study, requeue_dead
 from cvlab.train import History, TrainingDiverged, evaluate, fit
 
 EVAL_BATCH = 250
@@ -188,6 +188,7 @@ def search(
         raise ValueError("trials=None, seconds=None: give at least one limit.")
     if isinstance(objective, Objective):
         claim(study, objective.settings)
+    requeue_dead(study)
     left = None if trials is None else trials - len(finished(study))
     time_left = None if seconds is None else seconds - spent(study)
     if (left is not None and left <= 0) or (time_left is not None and time_left <= 0):

@@ -17,15 +17,7 @@ from cvlab import data as cvdata
 from cvlab.hardware import hardware
 from cvlab.progress import progress
 from cvlab.run import profiles
-from cvlab.studies import (
-    PRUNERS,
-    SAMPLERS,
-    StudyError,
-    claim,
-    new_study,
-    open_storage,
-    requeue_dead,
-)
+from cvlab.studies import StudyError, claim, new_study, requeue_dead
 from cvlab.tune import Objective, finished, so_far
 
 MAX_DEATHS = 5  # of workers, before it is no accident
@@ -79,6 +71,7 @@ def add(
     opened = new_study(study, storage, seed=None)
     loaded = cvdata.load("cifar10", data)
     claim(opened, _objective(opened, loaded, profile).settings)
+    requeue_dead(opened)
     threads = max(1, (os.cpu_count() or 1) // workers)
     job = Job(study, str(storage), data, seconds and time.time() + seconds, threads)
     total, unit = (trials, "trial") if trials else (int(seconds), "s")
@@ -166,13 +159,7 @@ def _work(job: Job, share: int | None) -> None:
     """What a worker process does: open the study, load the data, run its share of trials."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
     torch.set_num_threads(job.threads)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.load_study(
-        study_name=job.study,
-        storage=open_storage(job.storage),
-        sampler=SAMPLERS["TPE"](),  # no seed: a fresh one for every worker
-        pruner=PRUNERS["halving"](),
-    )
+    study = new_study(job.study, job.storage, seed=None)
     data = cvdata.load("cifar10", job.data)
     seconds = None if job.until is None else max(0.0, job.until - time.time())
     study.optimize(_objective(study, data, "class"), share, seconds)
