@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -142,7 +143,13 @@ def test_ctrl_c_keeps_what_finished_and_resume_goes_on(workbook):
         "from cvlab.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     arguments = [sys.executable, "-c", code, str(root / "cvlab"), "run", "--out", str(root / "out")]
-    process = subprocess.Popen(arguments, env={**os.environ}, stdout=subprocess.PIPE, text=True)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # `make test &` has it ignored
+    how = {
+        "stdout": subprocess.PIPE,
+        "text": True,
+        "preexec_fn": heed if os.name == "posix" else None,
+    }
+    process = subprocess.Popen(arguments, **how)
     until = time.monotonic() + 60
     while "bad" not in log.read_text() and time.monotonic() < until:
         time.sleep(0.05)

@@ -144,12 +144,14 @@ def test_trials_are_shared_out_exactly(trials, workers_, shares):
 
 
 def kill_the_first(study_name, path, killed):
-    """Wait until a worker is in the middle of a trial, then kill it as the kernel would."""
+    """Wait until a worker is in the middle of its second trial, then kill it as the kernel would."""
     study = optuna.load_study(study_name=study_name, storage=studies.open_storage(path))
     end = time.monotonic() + 120
     while time.monotonic() < end and not killed:
+        experienced = {t.user_attrs["process"] for t in tune.finished(study)}
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
-            if "MACs" in trial.user_attrs:  # its network is made: it trains
+            trains = "MACs" in trial.user_attrs  # its network is made
+            if trains and trial.user_attrs["process"] in experienced:
                 os.kill(int(trial.user_attrs["process"].partition(":")[2]), signal.SIGKILL)
                 killed.append(trial)
                 return
