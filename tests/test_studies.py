@@ -144,7 +144,7 @@ def test_trials_are_shared_out_exactly(trials, workers_, shares):
 
 
 def kill_the_first(study_name, path, killed):
-    """Wait until a worker is in the middle of its second trial, then kill it as the kernel would."""
+    """Wait until a worker is in its second trial, then kill it as the kernel would."""
     study = optuna.load_study(study_name=study_name, storage=studies.open_storage(path))
     end = time.monotonic() + 120
     while time.monotonic() < end and not killed:
