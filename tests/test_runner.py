@@ -1,7 +1,6 @@
 """`python -m cvlab`: wrong input is refused before anything runs; failures cost little."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -144,12 +143,7 @@ def test_ctrl_c_keeps_what_finished_and_resume_goes_on(workbook):
     )
     arguments = [sys.executable, "-c", code, str(root / "cvlab"), "run", "--out", str(root / "out")]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # `make test &` has it ignored
-    how = {
-        "stdout": subprocess.PIPE,
-        "text": True,
-        "preexec_fn": heed if os.name == "posix" else None,
-    }
-    process = subprocess.Popen(arguments, **how)
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, preexec_fn=heed)
     until = time.monotonic() + 60
     while "bad" not in log.read_text() and time.monotonic() < until:
         time.sleep(0.05)
