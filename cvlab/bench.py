@@ -5,13 +5,40 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
+
+from cvlab.progress import progress
+
+Call = Callable[[], object]
+
+
+class UnfairComparison(ValueError):
+    """Contestants were given different work; the message says what differs."""
+
+
+class ContestantFailed(RuntimeError):
+    """A contestant could not be prepared or died; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Work for a process of its own: `prepare(inputs, threads)`, picklable, returns the call.
+
+    `inputs` is one batch, [N, ...]; `threads` are the library's that does the work.
+    """
+
+    prepare: Callable[[np.ndarray, int], Call]
+    inputs: np.ndarray
+    threads: int
 
 
 def time_calls(call: Callable[[], object], n: int, *, clock=time.perf_counter) -> np.ndarray:
@@ -27,13 +54,16 @@ def time_calls(call: Callable[[], object], n: int, *, clock=time.perf_counter) -
 
 
 def compare(
-    contestants: Mapping[str, Callable[[], object]],
+    contestants: Mapping[str, Call],
     *,
     rounds: int = 20,
     warmup: int = 3,
     clock=time.perf_counter,
 ) -> pd.DataFrame:
-    """Time contestants in turns: one call each a round, so that a slow moment hits all alike.
+    """Time calls of this process in turns: one each a round, so that a slow moment hits all alike.
+
+    For contestants of one library. Two thread pools in one process get into each other's way:
+    see `race`.
 
     Args:
         contestants: name to a call without arguments; the first is the reference of `ratio`.
@@ -42,9 +72,7 @@ def compare(
         clock: seconds; the tests put their own.
 
     Returns:
-        one row a contestant: `ms` (median), `p10`, `p90` in milliseconds, `n`, and `ratio`, the
-        median over rounds of the reference's time over this one's (2 means twice as fast). From
-        100 rounds on also `p99`: of fewer it would be little else than the slowest.
+        one row a contestant, see `summary`.
     """
     if not contestants or rounds < 1:
         raise ValueError(
@@ -53,16 +81,164 @@ def compare(
     for call in contestants.values():
         time_calls(call, warmup, clock=clock)
     turns = [
-        [time_calls(call, 1, clock=clock)[0] for call in contestants.values()]
-        for _ in range(rounds)
+        [time_calls(call, 1, clock=clock) for call in contestants.values()] for _ in range(rounds)
     ]
-    seconds = np.array(turns)  # [rounds, contestants]
-    low, median, high = np.percentile(seconds * 1e3, [10, 50, 90], axis=0)
-    ratio = np.median(seconds[:, :1] / seconds, axis=0)
-    columns = {"ms": median, "p10": low, "p90": high, "n": rounds, "ratio": ratio}
-    if rounds >= 100:
-        columns["p99"] = np.percentile(seconds * 1e3, 99, axis=0)
-    return pd.DataFrame(columns, index=pd.Index(contestants, name="contestant"))
+    return summary(list(contestants), np.array(turns))
+
+
+def race(
+    contestants: Mapping[str, Contestant],
+    *,
+    rounds: int = 20,
+    calls: int = 3,
+    warmup: int = 10,
+    unequal: bool = False,
+    what: str | None = None,
+) -> pd.DataFrame:
+    """Time contestants in turns, each in a process of its own that is frozen between its turns.
+
+    So no thread pool can take a core from another one: ONNX Runtime's threads go on spinning for
+    a while after their work, torch's sleep. A turn is one call to wake up, then `calls` timed ones.
+
+    Args:
+        contestants: by name; the first is the reference of `ratio`.
+        rounds: turns of each.
+        calls: timed calls of a turn.
+        warmup: calls of each before the first round, not counted.
+        unequal: compare in spite of different inputs or threads.
+        what: label of a progress bar; None shows none.
+
+    Returns:
+        one row a contestant, see `summary`, with `images/s` and `threads`.
+
+    Raises:
+        UnfairComparison: inputs or threads differ, and `unequal` was not asked for.
+        ContestantFailed: one cannot be prepared, or dies.
+    """
+    if not contestants or rounds < 1 or calls < 1:
+        raise ValueError(f"{len(contestants)} contestants, {rounds} rounds: need 1 or more.")
+    if not unequal:
+        _check_equal(contestants)
+    rivals, seconds = [], []
+    try:
+        with progress(len(contestants) + rounds, what, "step") as bar:
+            for name, contestant in contestants.items():  # one after the other, the rest is frozen
+                rivals.append(_Rival(name, contestant))
+                rivals[-1].turn(warmup)
+                bar.update()
+            for _ in range(rounds):
+                seconds.append([rival.turn(calls) for rival in rivals])
+                bar.update()
+    finally:
+        for rival in rivals:
+            rival.close()
+    table = summary(list(contestants), np.array(seconds))
+    batch = np.array([len(one.inputs) for one in contestants.values()])
+    table["images/s"] = batch * 1e3 / table["ms"]
+    table["threads"] = [one.threads for one in contestants.values()]
+    return table
+
+
+def summary(names: list[str], seconds: np.ndarray) -> pd.DataFrame:
+    """What the times of contestants say: float [rounds, contestants, calls], in seconds.
+
+    Returns:
+        one row a contestant: `ms` (median of all calls), `p10`, `p90` in milliseconds, `n` calls,
+        and `ratio`, the median over rounds of the first one's time over this one's (2: twice as
+        fast), with its 95 % interval `low` to `high`, from the binomial distribution of ranks
+        (NaN for fewer than 6 rounds). From 100 calls on also `p99`: of fewer it would be little
+        else than the slowest.
+    """
+    from scipy.stats import quantile_test
+
+    times = 1e3 * seconds.transpose(1, 0, 2).reshape(len(names), -1)
+    p10, median, p90 = np.percentile(times, [10, 50, 90], axis=1)
+    per_round = np.median(seconds, axis=2)
+    ratios = per_round[:, :1] / per_round  # [rounds, contestants]
+    intervals = [quantile_test(column).confidence_interval(0.95) for column in ratios.T]
+    columns = {"ms": median, "p10": p10, "p90": p90, "n": times.shape[1]}
+    columns |= {"ratio": np.median(ratios, axis=0)}
+    columns |= {side: [getattr(one, side) for one in intervals] for side in ("low", "high")}
+    if times.shape[1] >= 100:
+        columns["p99"] = np.percentile(times, 99, axis=1)
+    return pd.DataFrame(columns, index=pd.Index(names, name="contestant"))
+
+
+def _check_equal(contestants: Mapping[str, Contestant]) -> None:
+    first, *others = contestants.items()
+    for name, other in others:
+        here, there = (f"{one.inputs.dtype} {[*one.inputs.shape]}" for one in (first[1], other))
+        problem = ""
+        if here != there:
+            problem = f"{first[0]!r} works on {here}, {name!r} on {there}"
+        elif not np.array_equal(first[1].inputs, other.inputs):
+            problem = f"{first[0]!r} and {name!r} work on different values of {here}"
+        elif first[1].threads != other.threads:
+            problem = f"{first[0]!r} has {first[1].threads} threads, {name!r} has {other.threads}"
+        if problem:
+            raise UnfairComparison(
+                f"{problem}: the faster one would prove nothing. Give them the same, or say "
+                "unequal=True if the difference is what you want to measure."
+            )
+
+
+class _Rival:
+    """A contestant in a process of its own, frozen whenever it is not its turn."""
+
+    def __init__(self, name: str, contestant: Contestant):
+        self.name, start_method = name, context()
+        self.pipe, theirs = start_method.Pipe()
+        self.process = start_method.Process(target=_compete, args=(theirs, contestant), daemon=True)
+        self.process.start()
+        theirs.close()  # so that a dead process is an end of file, not a wait for ever
+
+    def turn(self, calls: int) -> np.ndarray:
+        """Wake the process, let it work, freeze it again: seconds [calls]."""
+        process = psutil.Process(self.process.pid)
+        try:
+            process.resume()
+            self.pipe.send(calls)
+            answer = self.pipe.recv()
+            process.suspend()
+        except (EOFError, OSError, psutil.NoSuchProcess) as error:
+            raise ContestantFailed(
+                f"{self.name!r} died while it was timed; too little memory, or a library that is "
+                "not made for this CPU? Leave it out, or give it less to do."
+            ) from error
+        if isinstance(answer, str):
+            raise ContestantFailed(f"{self.name!r} cannot take part: {answer}")
+        return answer
+
+    def close(self) -> None:
+        """Let the process end by itself, with what it may have started; kill it if it does not."""
+        self.pipe.close()
+        if self.process.is_alive():
+            psutil.Process(self.process.pid).resume()
+            self.process.join(5)
+            self.process.kill()
+        self.process.join()
+
+
+def _compete(pipe: Connection, contestant: Contestant) -> None:
+    """What a contestant's process does: prepare, then time calls whenever it is told to."""
+    try:
+        call = contestant.prepare(contestant.inputs, contestant.threads)
+        while True:
+            calls = pipe.recv()
+            call()
+            pipe.send(time_calls(call, calls))
+    except EOFError:
+        pass
+    except Exception as error:  # whatever it is, the parent shall tell it
+        pipe.send(f"{type(error).__name__}: {error}")
+
+
+def context():
+    """How to start processes that have torch already: forked from a server that imported it."""
+    fast = "forkserver" in get_all_start_methods()
+    found = get_context("forkserver" if fast else "spawn")
+    found.set_forkserver_preload(["cvlab.preload"])
+    return found
 
 
 def synchronise() -> None:
@@ -85,11 +261,8 @@ def peak_memory(
             it, made three times with one thread. A `functools.partial` will do.
         imports: picklable; called first, so that what it imports does not count.
     """
-    fast = "forkserver" in get_all_start_methods()  # forks a server that has imported all already
-    context = get_context("forkserver" if fast else "spawn")
-    context.set_forkserver_preload(["torch", "pandas"])
     how = {"initializer": torch.set_num_threads, "initargs": (1,), "max_tasks_per_child": 1}
-    with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1), context, **how) as pool:
+    with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1), context(), **how) as pool:
         peaks = list(pool.map(partial(_peak_of, imports), tasks.values()))
     return pd.Series(peaks, index=list(tasks), name="MB")
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m cvlab run | publish | tune | data | bench | doctor`."""
+"""The command line: `python -m cvlab run | publish | tune | predict | data | bench | doctor`."""
 
 import argparse
 import ast
@@ -61,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     tune.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
     tune.set_defaults(do=_tune)
+
+    predict = commands.add_parser("predict", help="classify pictures with an exported model")
+    predict.add_argument("model", type=Path, help="an ONNX file that takes pixels")
+    predict.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE")
+    predict.set_defaults(do=_predict)
 
     data = commands.add_parser("data", help="prepare data ahead")
     data.add_argument("action", choices=["fetch"])
@@ -145,6 +150,20 @@ def _tune(options) -> int:
     counts = tune.statistics(study)
     print(", ".join(f"{counts[key]} {key}" for key in ("complete", "pruned", "failed")))
     print(f"{options.study}: {tune.so_far(study)} in {options.storage}")
+    return 0
+
+
+def _predict(options) -> int:
+    from cvlab import deploy, runtime
+
+    try:
+        answers = deploy.classify(options.model, options.pictures)
+    except (runtime.ModelError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for picture, row in answers.iterrows():
+        best = row.nlargest(3).items()
+        print(f"{picture}: {', '.join(f'{name} {share:.1%}' for name, share in best)}")
     return 0
 
 

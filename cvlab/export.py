@@ -1,15 +1,32 @@
 """From PyTorch to ONNX, and the proof that both say the same."""
 
+import json
 import logging
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import onnx
+import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from cvlab import metrics, runtime
+from cvlab.hardware import versions
 from cvlab.paths import replace_atomically
+from cvlab.store import Stored
+
+SIDE = 32  # pixels of CIFAR's images
+PIXELS = ["batch", SIDE, SIDE, 3]
+
+
+class ExportError(RuntimeError):
+    """A model cannot be exported as asked; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +34,7 @@ class Parity:
     """How far two engines agree on `n` images."""
 
     max_difference: float  # the largest difference of two logits
+    mean_difference: float
     same_answer: float  # share of images with the same predicted class
     n: int
 
@@ -28,31 +46,148 @@ class Parity:
         )
 
 
-def to_onnx(model: nn.Module, path: Path, size: tuple[int, ...] = (3, 32, 32)) -> Path:
+def to_onnx(
+    model: nn.Module,
+    path: Path,
+    size: tuple[int, ...] = (3, 32, 32),
+    *,
+    about: Mapping[str, str] | None = None,
+    opset: int | None = None,
+) -> Path:
     """Export a model in eval mode and fp32 to one ONNX file that takes batches of any size.
 
     Args:
         model: maps float32 [N, *size] to logits; it is left as it is.
         path: file to write; the weights go into it, not into a file beside it.
         size: shape of one input, channels first.
+        about: stored in the file's metadata, see `about`.
+        opset: version of ONNX's operators; None takes the exporter's own.
 
     Returns:
         `path`. The input is called "images", the output "logits".
+
+    Raises:
+        ExportError: the operators of this model cannot be had in `opset`.
     """
-    was_training, device = model.training, next(model.parameters()).device
+    device = next(model.parameters()).device
     example = torch.zeros(2, *size, device=device)  # a batch of 1 would be taken for a constant
-    how = {"input_names": ["images"], "output_names": ["logits"], "verbose": False}
-    shapes = ({0: torch.export.Dim("batch")},)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    return _export(model, example, path, about or {}, opset)
+
+
+def with_pixels(model: Path, path: Path) -> Path:
+    """Put preprocessing in front of an exported network and softmax behind it, in the graph.
+
+    Resizing is linear: a matrix times the image times the matrix transposed. So the graph holds
+    two multiplications in place of a resize operator, whose rules differ between libraries.
+
+    Args:
+        model: an ONNX file that `to_onnx` wrote with the metadata of `about`.
+        path: file to write.
+
+    Returns:
+        `path`. The input is "pixels", uint8 [N, 32, 32, 3] as image libraries have them, the
+        output "probabilities", float32 [N, classes].
+
+    Raises:
+        ExportError: the file does not say what its network must be given.
+    """
+    content = onnx.load(model)
+    known = {entry.key: entry.value for entry in content.metadata_props}
+    if missing := {"classes", "mean", "std", "size", "interpolation"} - known.keys():
+        raise ExportError(
+            f"{model} does not say its {', '.join(sorted(missing))}; export it with "
+            "about=export.about(stored)."
+        )
+    node, graph = onnx.helper.make_node, content.graph
+    inner, logits = graph.input[0].name, graph.output[0].name
+    nodes = [
+        node("Transpose", ["pixels"], ["_channels_first"], perm=[0, 3, 1, 2]),
+        node("Cast", ["_channels_first"], ["_float"], to=onnx.TensorProto.FLOAT),
+        node("MatMul", ["_resize", "_float"], ["_high"]),
+        node("MatMul", ["_high", "_resize_T"], ["_resized"]),
+        node("Clip", ["_resized", "_black", "_white"], ["_clipped"]),
+        node("Mul", ["_clipped", "_scale"], ["_scaled"]),
+        node("Add", ["_scaled", "_shift"], [inner]),
+        *graph.node,
+        node("Softmax", [logits], ["probabilities"], axis=1),
+    ]
+    constants = [onnx.numpy_helper.from_array(a, name) for name, a in _constants(known).items()]
+    inputs = [onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, PIXELS)]
+    shape = ["batch", len(json.loads(known["classes"]))]
+    outputs = [onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, shape)]
+    constants += graph.initializer
+    content.graph.CopyFrom(onnx.helper.make_graph(nodes, "with pixels", inputs, outputs, constants))
+    return replace_atomically(lambda file: _save_checked(content, file), path)
+
+
+def _constants(known: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The numbers of the preprocessing, by their names in the graph."""
+    mean, std = (np.float32(json.loads(known[key]))[:, None, None] for key in ("mean", "std"))
+    eye = torch.eye(SIDE)[None, None]
+    how = {"size": (int(known["size"]), SIDE), "mode": known["interpolation"], "antialias": True}
+    resize = F.interpolate(eye, **how)[0, 0].numpy()  # [size, 32]
+    black_and_white = {"_black": np.float32(0), "_white": np.float32(255)}
+    matrices = {"_resize": resize, "_resize_T": np.ascontiguousarray(resize.T)}
+    return matrices | black_and_white | {"_scale": 1 / (255 * std), "_shift": -mean / std}
+
+
+def _save_checked(content: onnx.ModelProto, path: Path) -> None:
+    onnx.checker.check_model(content, full_check=True)  # infers all shapes too
+    onnx.save(content, path)
+
+
+def about(stored: Stored) -> dict[str, str]:
+    """What a user of the exported file must know, as ONNX metadata: text, lists as JSON."""
+    facts = {"classes": stored.classes, "mean": stored.mean, "std": stored.std}
+    facts = {key: json.dumps(value) for key, value in facts.items()}
+    resized = {"size": str(stored.size or SIDE), "interpolation": stored.interpolation}
+    return facts | resized | {"source": f"cvlab, {versions(('torch',))}"}
+
+
+def _export(model: nn.Module, example: Tensor, path: Path, about: Mapping, opset: int | None):
+    """Opset 18 and later comes from torch's exporter, less only from its deprecated predecessor."""
+    how = {"input_names": ["images"], "output_names": ["logits"], "opset_version": opset}
+    if opset is None or opset >= 18:
+        shapes = ({0: torch.export.Dim("batch")},)
+        how |= {"dynamo": True, "dynamic_shapes": shapes, "external_data": False}
+    else:
+        axes = {name: {0: "batch"} for name in ("images", "logits")}
+        how |= {"dynamo": False, "dynamic_axes": axes}
+
+    def write(file: Path) -> None:
+        torch.onnx.export(model.eval(), (example,), file, verbose=False, **how)
+        content = onnx.load(file)
+        found = {one.domain: one.version for one in content.opset_import}[""]
+        if opset and found != opset:  # where it cannot convert, the exporter only logs
+            raise ExportError(f"opset {opset} cannot be had, the exporter stays at {found}.")
+        onnx.helper.set_model_props(content, dict(about))
+        _save_checked(content, file)
+
+    was_training = model.training
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter's own deprecated calls
-            program = torch.onnx.export(
-                model.eval(), (example,), dynamic_shapes=shapes, dynamo=True, **how
-            )
+        with _quiet():
+            return replace_atomically(write, path)
+    except (torch.onnx.OnnxExporterError, torch.onnx.errors.OnnxExporterError, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        advice = "Leave opset out, or try another." if opset else "Change what it names."
+        raise ExportError(
+            f"{type(model).__name__} cannot be exported: {reason} {advice}"
+        ) from error
     finally:
         model.train(was_training)
-    return replace_atomically(lambda file: program.save(file, external_data=False), path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' warnings of their own deprecated calls, and their pages of errors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def onnx_logits(path: Path, images: Tensor, *, threads: int | None = None) -> Tensor:
@@ -61,15 +196,10 @@ def onnx_logits(path: Path, images: Tensor, *, threads: int | None = None) -> Te
     Args:
         path: an ONNX file with one input and one output.
         images: normalised float32 [N, 3, H, W].
-        threads: None takes as many as torch uses: ONNX Runtime does not know of torch's setting.
+        threads: see `cvlab.runtime.session`.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: np.ascontiguousarray(images.cpu().numpy())}
-    return torch.from_numpy(session.run(None, feed)[0])
+    engine = runtime.session(path, threads=threads)
+    return torch.from_numpy(runtime.run(engine, np.ascontiguousarray(images.cpu().numpy())))
 
 
 def parity(reference: Tensor, other: Tensor) -> Parity:
@@ -77,4 +207,15 @@ def parity(reference: Tensor, other: Tensor) -> Parity:
     if reference.shape != other.shape:
         raise ValueError(f"Logits of shapes {[*reference.shape]} and {[*other.shape]} were given.")
     same = (reference.argmax(1) == other.argmax(1)).float().mean().item()
-    return Parity((reference - other).abs().max().item(), same, len(reference))
+    difference = (reference - other).abs()
+    return Parity(difference.max().item(), difference.mean().item(), same, len(reference))
+
+
+def by_class(answers: Mapping[str, Tensor], labels: Tensor, classes: Sequence[str]) -> pd.DataFrame:
+    """Accuracy of each class and of all, in each engine: name -> logits, float [N, classes]."""
+    columns = {}
+    for name, logits in answers.items():
+        right = pd.Series((logits.argmax(1) == labels).float().numpy())
+        columns[name] = right.groupby(labels.numpy()).mean().set_axis(classes)
+        columns[name]["all"] = metrics.score(logits, labels).accuracy
+    return pd.DataFrame(columns).rename_axis("class")

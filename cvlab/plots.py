@@ -244,6 +244,51 @@ def bars(table: pd.DataFrame, title: str, columns: Mapping[str, str]) -> Figure:
     return figure
 
 
+def ratios(table: pd.DataFrame, title: str, honest: str) -> Figure:
+    """Ratios on a log scale, with their range: columns `ratio`, `low`, `high`, index the names.
+
+    A dashed line marks the row `honest`; right of 1 ONNX Runtime seems faster, left PyTorch.
+    """
+    table = table.sort_values("ratio", ascending=False)
+    figure, axis = canvas(title, size=(8, 0.45 * len(table) + 1.6))
+    for place, (name, row) in enumerate(table.iterrows()):
+        colour = COLOURS[6] if name == honest else COLOURS[1]
+        axis.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2)
+        axis.plot(row["ratio"], place, "D" if name == honest else "o", color=colour)
+        text = f"{row['ratio']:.1f}x" if row["ratio"] >= 1 else f"1/{1 / row['ratio']:.1f}"
+        axis.annotate(text, (row["high"], place), (8, -4), textcoords="offset points")
+    axis.axvline(table.loc[honest, "ratio"], color=COLOURS[6], linestyle="--", linewidth=1)
+    axis.axvline(1, color=COLOURS[7], linewidth=1)
+    axis.set_xscale("log")
+    axis.margins(x=0.15)
+    axis.set_yticks(range(len(table)), table.index)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.invert_yaxis()
+    axis.set_xlabel("PyTorch's time / ONNX Runtime's time (log scale)")
+    axis.grid(visible=False, axis="y")
+    return figure
+
+
+def asynchronous(title: str, launch: float = 0.3, work: float = 2.0, calls: int = 4) -> Figure:
+    """A drawing, nothing measured: a CPU orders work from a GPU and does not wait for it."""
+    figure, axis = canvas(title, size=(8, 2.8))
+    orders = [(i * launch, 0.85 * launch) for i in range(calls)]
+    tasks = [(launch + i * work, 0.97 * work) for i in range(calls)]
+    axis.broken_barh(orders, (0.7, 0.5), color=COLOURS[0])
+    axis.broken_barh(tasks, (0, 0.5), color=COLOURS[1])
+    ends = {"clock stops here": calls * launch, "should stop here": launch + calls * work}
+    for (text, end), side in zip(ends.items(), ("left", "right"), strict=True):
+        axis.axvline(end, color=COLOURS[6], linestyle="--", linewidth=1)
+        shift = 4 if side == "left" else -4
+        axis.annotate(text, (end, 1.4), (shift, 0), textcoords="offset points", ha=side)
+    axis.set_yticks([0.25, 0.95], ["GPU computes", "CPU orders"])
+    axis.set(xlabel="time", ylim=(-0.1, 1.7), xticks=[])
+    axis.grid(visible=False)
+    return figure
+
+
 def bubbles(table: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> Figure:
     """Accuracy (column `y`) over cost (`x`, log scale); circles have the area `area`, in MB."""
     figure, axis = canvas(title, size=(7.5, 4.2))

@@ -7,7 +7,7 @@ process of its own; `logits_in_fresh_process` uses it to prove that a file needs
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,6 +33,11 @@ class Stored:
     std: list[float]
     size: int | None  # pixels a side that images are resized to; None: as they are
     interpolation: str
+
+    def view(self, data: ImageData) -> ImageData:
+        """`data` with batches as this network was trained on: their size and normalisation."""
+        how = {"size": self.size, "interpolation": self.interpolation}
+        return replace(data, mean=tuple(self.mean), std=tuple(self.std), **how)
 
 
 def save(model: nn.Module, path: Path, data: ImageData) -> Path:

@@ -1,13 +1,16 @@
 """Widgets: each lets the reader feel one trade-off. A notebook says the same without them."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
 
-from cvlab import optimizers, plots, zeroshot, zoo
+from cvlab import engines, optimizers, plots, zeroshot, zoo
+from cvlab.bench import time_calls
 from cvlab.data import ImageData
 from cvlab.train import predict
 
@@ -116,6 +119,28 @@ def slices(trials: pd.DataFrame) -> widgets.Widget:
         return plots.scatter(trials.dropna(subset=[x, y]), x, y, "score", title)
 
     return _interactive(draw, {"x": x, "y": y})
+
+
+def speed(model: Path, images: np.ndarray) -> widgets.Widget:
+    """Choose batch size and threads of ONNX Runtime, see what 30 calls take.
+
+    `images`: at least one, float32 [N, 3, H, W].
+    """
+    sizes = [1, 2, 4, 8, 16, 32, 64]
+    batch = widgets.SelectionSlider(options=sizes, description="batch", continuous_update=False)
+    most = os.cpu_count() or 1
+    threads = widgets.IntSlider(
+        min=1, max=most, value=most, description="threads", continuous_update=False
+    )
+
+    def draw(batch: int, threads: int):
+        feed = np.resize(images, (batch, *images.shape[1:]))  # repeated where there are too few
+        seconds = time_calls(engines.onnx_runtime(model, feed, threads), 30)
+        steady = np.median(seconds[15:])
+        title = f"{steady * 1e3:.3g} ms for a batch of {batch}: {batch / steady:,.0f} images/s"
+        return plots.first_calls(seconds, title)
+
+    return _interactive(draw, {"batch": batch, "threads": threads})
 
 
 def _interactive(draw: Callable, controls: dict[str, widgets.Widget]) -> widgets.Widget:

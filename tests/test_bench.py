@@ -1,11 +1,27 @@
 """The clock: what it counts, and that contestants take turns."""
 
+import hashlib
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
-from cvlab.bench import compare, peak_memory, time_calls
+from cvlab.bench import (
+    Contestant,
+    ContestantFailed,
+    UnfairComparison,
+    compare,
+    peak_memory,
+    race,
+    summary,
+    time_calls,
+)
 
 
 class FakeTime:
@@ -84,3 +100,85 @@ def hold_for_good():
 def test_what_imports_need_does_not_count():
     peaks = peak_memory({"task": partial(hold, 50)}, hold_for_good)
     assert peaks["task"] == pytest.approx(50, abs=25)
+
+
+# --- a process each ------------------------------------------------------------------------------
+
+BATCH = np.zeros((2, 3), dtype=np.float32)
+
+
+def sleeper(seconds, inputs, threads):
+    return partial(time.sleep, seconds)
+
+
+def broken(inputs, threads):
+    raise RuntimeError("no such kernel")
+
+
+def deadly(inputs, threads):
+    return partial(os.kill, os.getpid(), signal.SIGKILL)
+
+
+def busy(inputs, threads):
+    """A library whose threads go on for ever, as ONNX Runtime's do for a while."""
+
+    def spin():
+        while True:
+            hashlib.sha256(much)  # lets go of the interpreter's lock, as a library's threads do
+
+    much = bytes(10_000_000)
+    for _ in range(2 * os.cpu_count()):
+        threading.Thread(target=spin, daemon=True).start()
+    return lambda: None
+
+
+def adder(inputs, threads):
+    numbers = list(range(1_000_000))  # long enough for the scheduler to let others in
+    return partial(sum, numbers)
+
+
+def test_a_race_finds_the_cost_of_each():
+    field = {f"{ms} ms": Contestant(partial(sleeper, ms / 1e3), BATCH, 1) for ms in (8, 4)}
+    table = race(field, rounds=10, calls=2, warmup=1)
+    assert table.loc["8 ms", "ms"] == pytest.approx(8, rel=0.15)
+    assert table.loc["4 ms", "ratio"] == pytest.approx(2, rel=0.15)
+    assert table.loc["4 ms", "low"] <= table.loc["4 ms", "ratio"] <= table.loc["4 ms", "high"]
+    assert table.loc["4 ms", "images/s"] == pytest.approx(500, rel=0.15)
+    assert table["n"].tolist() == [20, 20]
+
+
+def test_a_frozen_rival_takes_nobodys_core():
+    field = {"alone": Contestant(adder, BATCH, 1)}
+    alone = race(field, rounds=10, calls=5).loc["alone", "ms"]
+    field |= {"greedy": Contestant(busy, BATCH, 1)}
+    assert race(field, rounds=10, calls=5).loc["alone", "ms"] < 1.5 * alone
+
+
+def test_unlike_contestants_are_refused_unless_asked_for():
+    one = Contestant(partial(sleeper, 0), BATCH, 1)
+    for other in (
+        replace(one, threads=2),
+        replace(one, inputs=BATCH[:1]),
+        replace(one, inputs=BATCH.astype("float64")),
+        replace(one, inputs=BATCH + 1),
+    ):
+        with pytest.raises(UnfairComparison, match="unequal=True"):
+            race({"one": one, "other": other})
+    race({"one": one, "other": replace(one, threads=2)}, rounds=1, unequal=True)
+
+
+@pytest.mark.parametrize(("prepare", "says"), [(broken, "no such kernel"), (deadly, "died")])
+def test_a_contestant_that_fails_is_named(prepare, says):
+    field = {"good": Contestant(partial(sleeper, 0), BATCH, 1)}
+    field |= {"bad": Contestant(prepare, BATCH, 1)}
+    with pytest.raises(ContestantFailed, match=f"'bad'.*{says}"):
+        race(field, rounds=2)
+
+
+def test_the_interval_of_a_ratio_holds_the_truth_about_95_times_of_100():
+    random, held = np.random.default_rng(0), 0
+    for _ in range(300):
+        seconds = random.lognormal(sigma=0.3, size=(20, 2, 1))  # equals, but noisy
+        row = summary(["a", "b"], seconds).loc["b"]
+        held += row["low"] <= 1 <= row["high"]
+    assert 0.92 < held / 300 <= 0.99

@@ -1,0 +1,131 @@
+"""One network on every engine at hand: contestants for `cvlab.bench.race`."""
+
+import shutil
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from cvlab import runtime, store
+from cvlab.bench import Call, Contestant
+from cvlab.train import autocast
+
+
+def contestants(
+    net: Path, model: Path, images: np.ndarray, threads: int, device: str = "cpu"
+) -> dict[str, Contestant]:
+    """PyTorch, ONNX Runtime and OpenVINO, each in its variants, on the same batch.
+
+    Args:
+        net: the network, see `cvlab.store`.
+        model: the same network as ONNX file, for float inputs.
+        images: normalised float32 [N, 3, H, W].
+        threads: for all of them.
+        device: "cpu" or "cuda".
+
+    Returns:
+        by name, "PyTorch eager" first. `torch.compile` takes part where a C++ compiler is,
+        OpenVINO where it is installed, ONNX Runtime on a GPU where it was built for that. A name
+        says the precision where it is not fp32.
+    """
+    torch_call = partial(pytorch, net, device=device)
+    calls = {
+        "PyTorch eager": torch_call,
+        "PyTorch channels_last": partial(torch_call, layout="channels_last"),
+        "PyTorch bf16": partial(torch_call, layout="channels_last", precision="bf16"),
+    }
+    if shutil.which("g++") or shutil.which("clang++"):
+        calls["PyTorch compiled"] = partial(torch_call, layout="channels_last", compiled=True)
+    if device == "cpu":
+        for level in runtime.LEVELS:
+            calls[f"ONNX Runtime, {level}"] = partial(onnx_runtime, model, level=level)
+        if find_spec("openvino"):
+            calls["OpenVINO"] = partial(openvino, model)
+            calls["OpenVINO bf16"] = partial(openvino, model, precision="bf16")
+    elif runtime.has_cuda():
+        calls["ONNX Runtime"] = partial(onnx_runtime_bound, model, device=device)
+    return {name: Contestant(call, images, threads) for name, call in calls.items()}
+
+
+def network(
+    net: Path, threads: int, *, device: str = "cpu", layout: str = "contiguous_format"
+) -> nn.Module:
+    """A stored network, its weights in `layout`; sets PyTorch's threads in this process, for good.
+
+    Ask for the layout: a convolution works channels_last if only its weights lie so, and those
+    of `cvlab.zoo` do.
+    """
+    torch.set_num_threads(threads)
+    return store.load(net).model.to(device, memory_format=getattr(torch, layout))
+
+
+def pytorch(
+    net: Path,
+    images: np.ndarray,
+    threads: int,
+    *,
+    device: str = "cpu",
+    layout: str = "contiguous_format",
+    precision: str = "fp32",
+    compiled: bool = False,
+) -> Call:
+    """A call of a stored network in PyTorch.
+
+    Args:
+        net: see `cvlab.store`.
+        images: float32 [N, 3, H, W].
+        threads: of PyTorch in this process, for good.
+        device: where weights and images are put, once.
+        layout: "contiguous_format" (NCHW) or "channels_last" (NHWC).
+        precision: "fp32" or, under autocast, "bf16".
+        compiled: by `torch.compile`, at the first call.
+    """
+    model = network(net, threads, device=device, layout=layout)
+    batch = torch.from_numpy(images).to(device, memory_format=getattr(torch, layout))
+    forward = torch.compile(model) if compiled else model
+
+    def call() -> torch.Tensor:
+        with torch.inference_mode(), autocast(torch.device(device), precision):
+            return forward(batch)
+
+    return call
+
+
+def onnx_runtime(model: Path, images: np.ndarray, threads: int, **options) -> Call:
+    """A call of an ONNX file in ONNX Runtime on the CPU; `options` go to `runtime.session`."""
+    engine = runtime.session(model, threads=threads, **options)
+    feed = {engine.get_inputs()[0].name: images}
+    runtime.check_input(engine, images)
+    return lambda: engine.run(None, feed)
+
+
+def onnx_runtime_bound(model: Path, images: np.ndarray, threads: int, device: str) -> Call:
+    """The same with input and output bound to memory of `device`, so that no call copies them."""
+    engine = runtime.session(model, threads=threads, device=device)
+    runtime.check_input(engine, images)
+    there = onnxruntime.OrtValue.ortvalue_from_numpy(images, device, 0)
+    binding = engine.io_binding()
+    binding.bind_ortvalue_input(engine.get_inputs()[0].name, there)
+    binding.bind_output(engine.get_outputs()[0].name, device)
+
+    def call() -> list:
+        engine.run_with_iobinding(binding)
+        return binding.get_outputs()
+
+    return call
+
+
+def openvino(model: Path, images: np.ndarray, threads: int, precision: str = "f32") -> Call:
+    """A call of an ONNX file in OpenVINO, which is asked for a precision: its own choice may be
+    bf16 for a model in fp32.
+    """
+    from openvino import Core
+
+    options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
+    compiled = Core().compile_model(str(model), "CPU", options | {"PERFORMANCE_HINT": "LATENCY"})
+    request = compiled.create_infer_request()
+    return lambda: request.infer([images], share_inputs=True, share_outputs=True)

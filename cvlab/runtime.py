@@ -1,0 +1,163 @@
+"""ONNX Runtime: sessions that say how many threads they use, checked inputs, a look inside."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cvlab.progress import progress
+
+LEVELS = {  # how far the graph is rewritten when it is loaded
+    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,  # constants, dead nodes
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,  # fused kernels
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,  # memory layout for this CPU too
+}
+KINDS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+
+
+class ModelError(RuntimeError):
+    """A file is not a model that ONNX Runtime can run; the message says why and what to do."""
+
+
+def session(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    level: str = "all",
+    spin: bool = True,
+    device: str = "cpu",
+    write_to: Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """Load a model.
+
+    Args:
+        path: an ONNX file.
+        threads: None takes as many as torch uses: ONNX Runtime does not know of torch's setting.
+        level: a key of `LEVELS`.
+        spin: let idle threads wait in a busy loop, ONNX Runtime's default: quicker to start the
+            next operator, but a core is lost to everybody else until they give up.
+        device: "cpu", or "cuda" where `has_cuda`.
+        write_to: also write the rewritten graph to this file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModelError: it is damaged, or needs what this ONNX Runtime does not have.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no model file {path}. Export the model first.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.graph_optimization_level = LEVELS[level]
+    options.log_severity_level = 3  # errors only
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    if write_to:
+        options.optimized_model_filepath = str(write_to)
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=[provider])
+    except Exception as error:  # ONNX Runtime has a dozen kinds, which share no base class
+        reason = str(error).rpartition(" : ")[2].strip()
+        raise ModelError(
+            f"ONNX Runtime cannot load {path}: {reason}. If the file was cut short, export it "
+            "again; if it is too new, export it with a lower opset."
+        ) from error
+
+
+def classes(path: Path) -> list[str]:
+    """The names of a model's classes, from its metadata; none where it does not say them."""
+    known = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    return json.loads(known.get("classes", "[]"))
+
+
+def has_cuda() -> bool:
+    """Was this ONNX Runtime built for GPUs? The package `onnxruntime` is not, `-gpu` is."""
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def check_input(engine: onnxruntime.InferenceSession, images: np.ndarray) -> None:
+    """Is this an input that the model understands?
+
+    Raises:
+        ValueError: wrong type, wrong shape, or numbers that are none; says what is expected.
+    """
+    wanted = engine.get_inputs()[0]
+    kind, shape = np.dtype(KINDS[wanted.type]), wanted.shape
+    expected = f"{kind} [{', '.join(map(str, shape))}]"
+    given = f"{images.dtype} {[*images.shape]}"
+    fits = len(shape) == images.ndim and all(
+        isinstance(want, str) or want == have
+        for want, have in zip(shape, images.shape, strict=False)
+    )
+    if images.dtype != kind or not fits or 0 in images.shape:
+        raise ValueError(f"{given} was given; this model takes {expected}.{_advice(images, kind)}")
+    if kind == np.float32 and not np.isfinite(images).all():
+        bad = images.size - np.isfinite(images).sum()
+        raise ValueError(
+            f"{bad:,} of {images.size:,} values are NaN or infinite; the answer would be too. "
+            "Look at the step that made this input."
+        )
+
+
+def _advice(images: np.ndarray, kind: np.dtype) -> str:
+    if images.ndim == 3:
+        return " A single image is a batch of one: images[None]."
+    if images.dtype == np.float64 and kind == np.float32:
+        return " NumPy makes float64; use images.astype('float32')."
+    if images.dtype != kind and kind == np.float32:
+        return " Normalise the pixels first, as the model's metadata says."
+    if images.ndim == 4 and images.shape[-1] == 3 and kind == np.float32:
+        return " Channels come before height and width: images.transpose(0, 3, 1, 2)."
+    return ""
+
+
+def run(engine: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+    """The first output for one batch, checked by `check_input`."""
+    check_input(engine, images)
+    return engine.run(None, {engine.get_inputs()[0].name: images})[0]
+
+
+def predict(
+    path: str | Path, batches, *, threads: int | None = None, what: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits, float32 [N, classes], and labels, int64 [N]: `cvlab.train.predict` of an ONNX file.
+
+    Args:
+        path: an ONNX file that takes normalised float32 [N, 3, H, W].
+        batches: of a `cvlab.data.Batches`.
+        threads: see `session`.
+        what: label of a progress bar; None shows none.
+    """
+    engine, found = session(path, threads=threads), []
+    with progress(len(batches), what, "batch") as bar:
+        for images, labels in batches.epoch():
+            feed = np.ascontiguousarray(images.cpu().numpy())
+            found.append((torch.from_numpy(run(engine, feed)), labels.cpu()))
+            bar.update()
+    logits, labels = zip(*found, strict=True)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def operators(path: Path) -> pd.DataFrame:
+    """How often each operator occurs: as exported, and after ONNX Runtime's rewriting.
+
+    Returns:
+        columns `as exported` and one for each of "basic", "extended", "all"; the index is the
+        operator, the most frequent in any of them first.
+    """
+    counts = {"as exported": Counter(node.op_type for node in onnx.load(path).graph.node)}
+    with TemporaryDirectory() as folder:
+        for level in ("basic", "extended", "all"):
+            rewritten = Path(folder) / f"{level}.onnx"
+            session(path, level=level, write_to=rewritten)
+            nodes = onnx.load(rewritten).graph.node
+            counts[level] = Counter(node.op_type for node in nodes)
+    table = pd.DataFrame(counts).fillna(0).astype(int).rename_axis("operator")
+    return table.loc[table.max(axis=1).sort_values(ascending=False, kind="stable").index]
