@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from cvlab import data as cvdata
 
@@ -12,6 +13,14 @@ def no_data_from_outside(monkeypatch, request):
     if request.node.path.name != "test_notebooks.py":
         for name in ("CVLAB_DATA", "CVLAB_PROFILE", "CVLAB_OUT"):
             monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """Engines set PyTorch's threads for good; a test must not slow or change those after it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
