@@ -24,19 +24,18 @@ def package(model: Path, folder: Path) -> Path:
         cvlab.export.ExportError: the model does not say what it must be given.
         OSError: the folder cannot be written.
     """
-    export.with_pixels(model, folder / "model.onnx")
-    (folder / "labels.txt").write_text("\n".join(runtime.classes(model)) + "\n")
+    engine = runtime.session(export.with_pixels(model, folder / "model.onnx"))
+    (folder / "labels.txt").write_text("\n".join(runtime.classes(engine)) + "\n")
     shutil.copy(STANDALONE, folder / "predict.py")
     return folder
 
 
-def classify(model: Path, pictures: Sequence[Path], *, threads: int | None = None) -> pd.DataFrame:
+def classify(model: Path, pictures: Sequence[Path]) -> pd.DataFrame:
     """Probabilities of pictures, which are shrunk to what the model takes.
 
     Args:
         model: a file of `cvlab.export.with_pixels`.
         pictures: files that Pillow can read.
-        threads: see `cvlab.runtime.session`.
 
     Returns:
         a row for each picture, a column for each class.
@@ -46,9 +45,8 @@ def classify(model: Path, pictures: Sequence[Path], *, threads: int | None = Non
         cvlab.runtime.ModelError: the model cannot be used, or does not take pixels.
         ValueError: a file is not a picture.
     """
-    engine = runtime.session(model, threads=threads)
-    taken = engine.get_inputs()[0]
-    known = runtime.classes(model)
+    engine = runtime.session(model)
+    taken, known = engine.get_inputs()[0], runtime.classes(engine)
     if taken.type != "tensor(uint8)" or len(taken.shape) != 4 or not known:
         raise runtime.ModelError(
             f"{model} takes {taken.type} {taken.shape}; pictures need a model that takes pixels, "

@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvlab import metrics, runtime
+from cvlab import runtime
 from cvlab.hardware import versions
 from cvlab.paths import replace_atomically
 from cvlab.store import Stored
@@ -167,7 +166,7 @@ def _export(model: nn.Module, example: Tensor, path: Path, about: Mapping, opset
     try:
         with _quiet():
             return replace_atomically(write, path)
-    except (torch.onnx.OnnxExporterError, torch.onnx.errors.OnnxExporterError, ValueError) as error:
+    except (torch.onnx.OnnxExporterError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         advice = "Leave opset out, or try another." if opset else "Change what it names."
         raise ExportError(
@@ -190,16 +189,14 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def onnx_logits(path: Path, images: Tensor, *, threads: int | None = None) -> Tensor:
+def onnx_logits(path: Path, images: Tensor) -> Tensor:
     """Logits, float32 [N, classes], that ONNX Runtime computes on the CPU.
 
     Args:
         path: an ONNX file with one input and one output.
         images: normalised float32 [N, 3, H, W].
-        threads: see `cvlab.runtime.session`.
     """
-    engine = runtime.session(path, threads=threads)
-    return torch.from_numpy(runtime.run(engine, np.ascontiguousarray(images.cpu().numpy())))
+    return torch.from_numpy(runtime.run(runtime.session(path), images.cpu().numpy()))
 
 
 def parity(reference: Tensor, other: Tensor) -> Parity:
@@ -209,13 +206,3 @@ def parity(reference: Tensor, other: Tensor) -> Parity:
     same = (reference.argmax(1) == other.argmax(1)).float().mean().item()
     difference = (reference - other).abs()
     return Parity(difference.max().item(), difference.mean().item(), same, len(reference))
-
-
-def by_class(answers: Mapping[str, Tensor], labels: Tensor, classes: Sequence[str]) -> pd.DataFrame:
-    """Accuracy of each class and of all, in each engine: name -> logits, float [N, classes]."""
-    columns = {}
-    for name, logits in answers.items():
-        right = pd.Series((logits.argmax(1) == labels).float().numpy())
-        columns[name] = right.groupby(labels.numpy()).mean().set_axis(classes)
-        columns[name]["all"] = metrics.score(logits, labels).accuracy
-    return pd.DataFrame(columns).rename_axis("class")

@@ -1,7 +1,7 @@
 """How good the answers are: accuracy with its interval, and per class."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +75,24 @@ def per_class(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> pd.Data
     table = precision_recall_fscore_support(labels, logits.argmax(1), **every)
     columns = dict(zip(("precision", "recall", "F1", "images"), table, strict=True))
     return pd.DataFrame(columns, index=pd.Index(classes, name="class"))
+
+
+def by_class(answers: Mapping[str, Tensor], labels: Tensor, classes: Sequence[str]) -> pd.DataFrame:
+    """Accuracy of each class, which is its recall, and of all.
+
+    Args:
+        answers: name of each engine or model to its logits, float [N, classes].
+        labels: int64 [N].
+        classes: their names.
+
+    Returns:
+        a row a class, the last is `all`; a column for each of `answers`.
+    """
+    columns = {}
+    for name, logits in answers.items():
+        columns[name] = per_class(logits, labels, classes)["recall"]
+        columns[name]["all"] = score(logits, labels).accuracy
+    return pd.DataFrame(columns)
 
 
 def confusion(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> pd.DataFrame:

@@ -271,8 +271,9 @@ def ratios(table: pd.DataFrame, title: str, honest: str) -> Figure:
     return figure
 
 
-def asynchronous(title: str, launch: float = 0.3, work: float = 2.0, calls: int = 4) -> Figure:
+def asynchronous(title: str) -> Figure:
     """A drawing, nothing measured: a CPU orders work from a GPU and does not wait for it."""
+    launch, work, calls = 0.3, 2.0, 4
     figure, axis = canvas(title, size=(8, 2.8))
     orders = [(i * launch, 0.85 * launch) for i in range(calls)]
     tasks = [(launch + i * work, 0.97 * work) for i in range(calls)]

@@ -32,7 +32,6 @@ def session(
     *,
     threads: int | None = None,
     level: str = "all",
-    spin: bool = True,
     device: str = "cpu",
     write_to: Path | None = None,
 ) -> onnxruntime.InferenceSession:
@@ -42,8 +41,6 @@ def session(
         path: an ONNX file.
         threads: None takes as many as torch uses: ONNX Runtime does not know of torch's setting.
         level: a key of `LEVELS`.
-        spin: let idle threads wait in a busy loop, ONNX Runtime's default: quicker to start the
-            next operator, but a core is lost to everybody else until they give up.
         device: "cpu", or "cuda" where `has_cuda`.
         write_to: also write the rewritten graph to this file.
 
@@ -57,7 +54,6 @@ def session(
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.graph_optimization_level = LEVELS[level]
     options.log_severity_level = 3  # errors only
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     if write_to:
         options.optimized_model_filepath = str(write_to)
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
@@ -71,10 +67,9 @@ def session(
         ) from error
 
 
-def classes(path: Path) -> list[str]:
+def classes(engine: onnxruntime.InferenceSession) -> list[str]:
     """The names of a model's classes, from its metadata; none where it does not say them."""
-    known = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    return json.loads(known.get("classes", "[]"))
+    return json.loads(engine.get_modelmeta().custom_metadata_map.get("classes", "[]"))
 
 
 def has_cuda() -> bool:
@@ -124,22 +119,19 @@ def run(engine: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
     return engine.run(None, {engine.get_inputs()[0].name: images})[0]
 
 
-def predict(
-    path: str | Path, batches, *, threads: int | None = None, what: str | None = None
-) -> tuple[Tensor, Tensor]:
+def predict(path: str | Path, batches, *, what: str | None = None) -> tuple[Tensor, Tensor]:
     """Logits, float32 [N, classes], and labels, int64 [N]: `cvlab.train.predict` of an ONNX file.
 
     Args:
         path: an ONNX file that takes normalised float32 [N, 3, H, W].
         batches: of a `cvlab.data.Batches`.
-        threads: see `session`.
         what: label of a progress bar; None shows none.
     """
-    engine, found = session(path, threads=threads), []
+    engine, found = session(path), []
     with progress(len(batches), what, "batch") as bar:
         for images, labels in batches.epoch():
-            feed = np.ascontiguousarray(images.cpu().numpy())
-            found.append((torch.from_numpy(run(engine, feed)), labels.cpu()))
+            logits = torch.from_numpy(run(engine, images.cpu().numpy()))
+            found.append((logits, labels.cpu()))
             bar.update()
     logits, labels = zip(*found, strict=True)
     return torch.cat(logits), torch.cat(labels)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cvlab import cli, deploy, export, runtime, store
+from cvlab import cli, deploy, export, metrics, runtime, store
 from cvlab.data import load
 from cvlab.models import PoolingNet, SmallCNN
 
@@ -77,7 +77,7 @@ def test_parity_sees_a_difference():
 def test_accuracy_by_class_is_that_of_each_engine():
     labels = torch.tensor([0, 0, 1, 1])
     right, half = torch.eye(2)[labels], torch.eye(2)[[0, 1, 1, 1]]
-    table = export.by_class({"a": right, "b": half}, labels, ["cat", "dog"])
+    table = metrics.by_class({"a": right, "b": half}, labels, ["cat", "dog"])
     assert table["a"].tolist() == [1, 1, 1]
     assert table.loc[["cat", "dog", "all"], "b"].tolist() == [0.5, 1, 0.75]
 
