@@ -1,4 +1,4 @@
-"""The command line: `python -m cvlab run | publish | tune | predict | data | bench | doctor`."""
+"""The command line: `python -m cvlab run | tune | quantize | predict | data | doctor ...`."""
 
 import argparse
 import ast
@@ -61,6 +61,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     tune.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
     tune.set_defaults(do=_tune)
+
+    quantize = commands.add_parser("quantize", help="make an ONNX classifier INT8, still right")
+    quantize.add_argument("model", type=Path, help="an ONNX file in fp32")
+    quantize.add_argument("--data", default="cifar10", choices=sorted(sources.TITLES))
+    quantize.add_argument("--where", default="auto", help="a folder, or 'synthetic'")
+    quantize.add_argument(
+        "--max-drop", type=float, default=0.2, help="percentage points that may be lost (0.2)"
+    )
+    quantize.add_argument("--out", type=Path, help="default: MODEL.int8.onnx")
+    quantize.set_defaults(do=_quantize)
 
     predict = commands.add_parser("predict", help="classify pictures with an exported model")
     predict.add_argument("model", type=Path, help="an ONNX file that takes pixels")
@@ -151,6 +161,24 @@ def _tune(options) -> int:
     print(", ".join(f"{counts[key]} {key}" for key in ("complete", "pruned", "failed")))
     print(f"{options.study}: {tune.so_far(study)} in {options.storage}")
     return 0
+
+
+def _quantize(options) -> int:
+    from cvlab import data, quantize, runtime, shrink
+
+    out = options.out or options.model.with_suffix(".int8.onnx")
+    try:
+        loaded = data.load(options.data, options.where)
+        print(loaded)
+        found, table = shrink.shrink(options.model, loaded, out, options.max_drop)
+    except (quantize.QuantizeError, runtime.ModelError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. What was measured is kept; the same command goes on.", file=sys.stderr)
+        return 130
+    print(f"{table.round(4).to_string()}\n\n{found}.\nWritten: {out}")
+    return 0 if found.reached else 1
 
 
 def _predict(options) -> int:

@@ -120,12 +120,16 @@ def onnx_runtime_bound(model: Path, images: np.ndarray, threads: int, device: st
 
 
 def openvino(model: Path, images: np.ndarray, threads: int, precision: str = "f32") -> Call:
-    """A call of an ONNX file in OpenVINO, which is asked for a precision: its own choice may be
-    bf16 for a model in fp32.
+    """A call of an ONNX file, or of OpenVINO's own .xml, see `openvino_model`."""
+    request = openvino_model(model, threads, precision).create_infer_request()
+    return lambda: request.infer([images], share_inputs=True, share_outputs=True)
+
+
+def openvino_model(model: Path, threads: int, precision: str = "f32"):
+    """A model compiled by OpenVINO for the CPU, which is asked for a precision: its own choice may
+    be bf16 for a model in fp32. What is INT8 in the file stays INT8.
     """
     from openvino import Core
 
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
-    compiled = Core().compile_model(str(model), "CPU", options | {"PERFORMANCE_HINT": "LATENCY"})
-    request = compiled.create_infer_request()
-    return lambda: request.infer([images], share_inputs=True, share_outputs=True)
+    return Core().compile_model(str(model), "CPU", options | {"PERFORMANCE_HINT": "LATENCY"})

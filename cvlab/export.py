@@ -1,12 +1,8 @@
 """From PyTorch to ONNX, and the proof that both say the same."""
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +160,7 @@ def _export(model: nn.Module, example: Tensor, path: Path, about: Mapping, opset
 
     was_training = model.training
     try:
-        with _quiet():
+        with runtime.quiet():
             return replace_atomically(write, path)
     except (torch.onnx.OnnxExporterError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
@@ -174,19 +170,6 @@ def _export(model: nn.Module, example: Tensor, path: Path, about: Mapping, opset
         ) from error
     finally:
         model.train(was_training)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' warnings of their own deprecated calls, and their pages of errors."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def onnx_logits(path: Path, images: Tensor) -> Tensor:

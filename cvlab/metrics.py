@@ -129,3 +129,27 @@ def wrong_wins(accuracy: float, behind: float, n: int, seed: int = 0) -> float:
     rng = np.random.default_rng(seed)
     good, worse = (rng.binomial(n, p, 20_000) for p in (accuracy, max(0.0, accuracy - behind)))
     return float((worse > good).mean() + (worse == good).mean() / 2)
+
+
+def paired_drop(reference: Tensor, other: Tensor, labels: Tensor) -> tuple[float, float, float]:
+    """By how much `reference` is more accurate than `other` on the same images, with 95 % interval.
+
+    Only images that one gets right and the other wrong count, so the interval is much narrower
+    than that of two separate accuracies. Source: Agresti and Min, "Simple improved confidence
+    intervals for comparing matched proportions", 2005: half an image is added to each of the four
+    cells of the table.
+
+    Args:
+        reference: logits, float [N, classes]; likewise `other`.
+        labels: int64 [N].
+
+    Returns:
+        (difference, low, high), fractions; negative where `other` is better.
+    """
+    right, other_right = (logits.argmax(1) == labels for logits in (reference, other))
+    lost = (right & ~other_right).sum().item()
+    won = (other_right & ~right).sum().item()
+    n, smooth_n = len(labels), len(labels) + 2
+    centre = (lost - won) / smooth_n
+    half = 1.959964 * math.sqrt((lost + won + 1) / smooth_n - centre**2) / math.sqrt(smooth_n)
+    return (lost - won) / n, centre - half, centre + half

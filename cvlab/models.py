@@ -198,6 +198,13 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
+def replace_layers(net: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
+    """Put `new()` in place of every layer of class `old`."""
+    for name, module in list(net.named_modules()):
+        if isinstance(module, old):
+            net.set_submodule(name, new())
+
+
 def summary(model: nn.Module, size: tuple[int, ...] = (3, 32, 32)) -> pd.DataFrame:
     """The layers of a model as torchinfo finds them for one image of `size`.
 

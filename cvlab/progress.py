@@ -47,7 +47,7 @@ def progress(total: int | None, what: str | None, unit: str = "it") -> tqdm:
     )
 
 
-def each(items: Sequence, what: str, unit: str = "it") -> Iterator:
+def each(items: Sequence, what: str | None, unit: str = "it") -> Iterator:
     """Yield the items one by one under a bar that shows the time left."""
     with progress(len(items), what, unit) as bar:
         for item in items:

@@ -1,7 +1,12 @@
 """ONNX Runtime: sessions that say how many threads they use, checked inputs, a look inside."""
 
 import json
+import logging
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -72,6 +77,19 @@ def classes(engine: onnxruntime.InferenceSession) -> list[str]:
     return json.loads(engine.get_modelmeta().custom_metadata_map.get("classes", "[]"))
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what exporters and quantisers print, log and warn of: deprecations of their own."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def has_cuda() -> bool:
     """Was this ONNX Runtime built for GPUs? The package `onnxruntime` is not, `-gpu` is."""
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -119,15 +137,18 @@ def run(engine: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
     return engine.run(None, {engine.get_inputs()[0].name: images})[0]
 
 
-def predict(path: str | Path, batches, *, what: str | None = None) -> tuple[Tensor, Tensor]:
+def predict(
+    path: str | Path, batches, *, level: str = "all", what: str | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits, float32 [N, classes], and labels, int64 [N]: `cvlab.train.predict` of an ONNX file.
 
     Args:
         path: an ONNX file that takes normalised float32 [N, 3, H, W].
-        batches: of a `cvlab.data.Batches`.
+        batches: a `cvlab.data.Batches`, or a `cvlab.ladder.Examples`.
+        level: a key of `LEVELS`.
         what: label of a progress bar; None shows none.
     """
-    engine, found = session(path), []
+    engine, found = session(path, level=level), []
     with progress(len(batches), what, "batch") as bar:
         for images, labels in batches.epoch():
             logits = torch.from_numpy(run(engine, images.cpu().numpy()))

@@ -1,0 +1,187 @@
+"""From an accuracy that may be lost to an INT8 model that keeps it, for any ONNX classifier."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from cvlab import ladder, runtime
+from cvlab.data import Batches, ImageData
+from cvlab.ladder import FLOAT, Examples, compared, examples
+from cvlab.progress import progress
+from cvlab.quantize import RANGES, QuantizeError, Recipe, Source, batch_size
+from cvlab.sensitivity import Journal, leave_one_out
+
+CALIBRATION = 256  # training images
+SCREEN = 500  # validation images that rank the layers
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ended with."""
+
+    recipe: Recipe
+    model: Path
+    reached: bool  # is the drop within what was tolerated?
+    max_drop: float
+    row: dict  # of `cvlab.ladder.compared`
+    tried: pd.DataFrame  # the same for every recipe that was tried, by its text
+
+    def __str__(self) -> str:
+        """One sentence, with the drop's interval and whether it is what was asked for."""
+        loses = "loses {drop_pp:.2f} points (95 % interval {drop_low:.2f} to {drop_high:.2f})"
+        text = f"{self.recipe}: {loses.format(**self.row)} on {self.row['n']:,.0f} images"
+        if self.reached:
+            return f"{text}, within the {self.max_drop:g} that may be lost"
+        return (
+            f"{self.max_drop:g} points cannot be kept with half of the layers in float. The best "
+            f"is {text}. Tolerate more, give more validation images, or train for INT8: cvlab.qat"
+        )
+
+
+def standard_error(row: dict) -> float:
+    """Of a paired drop, percentage points, from its 95 % interval."""
+    return (row["drop_high"] - row["drop_low"]) / (2 * 1.959964)
+
+
+def search(
+    source: Source, some: Examples, max_drop: float = 0.2, *, what: str | None = None
+) -> Found:
+    """The fewest layers left in float with which INT8 loses no more than `max_drop`.
+
+    First all layers in INT8, with ranges by each method; then the method with the least
+    divergence and 1, 2, 4, ... of the layers that `leave_one_out` ranks first, at most half of
+    them; then the numbers between. A recipe is accepted if its drop and one standard error of it
+    are within `max_drop`: else one of so many would be accepted by luck.
+
+    What was measured is kept in the folder of `source`: stopped and called again, it goes on.
+
+    Args:
+        source: the float model.
+        some: validation images; thousands, or the standard error alone is too much.
+        max_drop: percentage points of accuracy.
+        what: label of progress bars; None shows none.
+
+    Returns:
+        the accepted recipe, or else that of the least divergence, with `reached` False.
+    """
+    if not math.isfinite(max_drop) or max_drop < 0:
+        raise QuantizeError(f"max_drop={max_drop} was given; expected percentage points from 0.")
+    journal = Journal(source.folder / f"search-{some.key}.json")
+    reference, labels = runtime.predict(source.float_model, some)
+    tried = {}
+
+    def good(recipe: Recipe) -> bool:
+        def measure() -> dict:
+            return compared(reference, runtime.predict(source.make(recipe), some)[0], labels)
+
+        tried[recipe] = journal.row(recipe.key, measure)
+        bar.update()
+        return tried[recipe]["drop_pp"] + standard_error(tried[recipe]) <= max_drop
+
+    def found(recipe: Recipe, reached: bool) -> Found:
+        table = pd.DataFrame({str(one): row for one, row in tried.items()}).T.rename_axis("recipe")
+        return Found(recipe, source.make(recipe), reached, max_drop, tried[recipe], table)
+
+    def least(recipes) -> Recipe:
+        return min(recipes, key=lambda recipe: tried[recipe]["kl"])
+
+    whole, label = [Recipe(ranges=kind) for kind in RANGES], what and f"{what}: ranges"
+    with progress(len(whole), label, "recipe") as bar:
+        if accepted := [recipe for recipe in whole if good(recipe)]:
+            return found(least(accepted), True)
+    label = what and f"{what}: layers"
+    order = leave_one_out(source, least(whole), some.take(SCREEN), what=label).index
+    most = max(1, len(order) // 2)
+    with progress(2 * most.bit_length(), what and f"{what}: how many", "recipe") as bar:
+        recipes = {k: replace(least(whole), keep=tuple(order[:k])) for k in range(1, most + 1)}
+        low, high = 0, 1
+        while not good(recipes[high]):
+            if high == most:
+                return found(least(tried), False)
+            low, high = high, min(2 * high, most)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if good(recipes[middle]) else (middle, high)
+        return found(recipes[high], True)
+
+
+def seen_by(model: Path, data: ImageData) -> tuple[ImageData, list[str]]:
+    """The dataset as an ONNX file wants it: size, normalisation, classes; and what was guessed.
+
+    Raises:
+        QuantizeError: the file says other classes, or gives another number of logits.
+    """
+    engine = runtime.session(model)
+    known, notes = engine.get_modelmeta().custom_metadata_map, []
+    names, outputs = runtime.classes(engine) or data.classes, engine.get_outputs()
+    width = outputs[0].shape[-1] if outputs[0].shape else None
+    if names != data.classes or (isinstance(width, int) and width != len(names)):
+        raise QuantizeError(
+            f"{model} tells {width} classes apart ({', '.join(names)}); {data.name} has "
+            f"{len(data.classes)}: {', '.join(data.classes)}. Name the dataset it was trained on."
+        )
+    given = {name: json.loads(known[name]) for name in ("mean", "std") if name in known}
+    if len(given) < 2:
+        notes.append(
+            f"{model.name} does not say how its inputs were normalised; those of {data.name} are "
+            "taken. If accuracy in float is poor, export it with about=export.about(stored)."
+        )
+    side = engine.get_inputs()[0].shape[-1]
+    size = int(known["size"]) if "size" in known else side if isinstance(side, int) else None
+    how = {"interpolation": known.get("interpolation", "bilinear")}
+    how["size"] = None if size == data.train.images.shape[-1] else size
+    return replace(data, **how, **{k: tuple(v) for k, v in given.items()}), notes
+
+
+def shrink(
+    model: Path, data: ImageData, out: Path, max_drop: float = 0.2
+) -> tuple[Found, pd.DataFrame]:
+    """Search on validation images, write the model to `out`, read the test images once.
+
+    Args:
+        model: a float ONNX classifier of this dataset's classes.
+        data: calibration takes some of its training images.
+        out: the file to write. What was measured is kept in `.cvlab` beside it.
+        max_drop: percentage points that may be lost.
+
+    Returns:
+        what was found, and a table of both models: accuracy on the test images, size, speed.
+
+    Raises:
+        QuantizeError: the model cannot be quantised, or is of no use in float.
+    """
+    view, notes = seen_by(model, data)
+    for note in notes:
+        print(f"note: {note}")
+    size = batch_size(runtime.session(model), 25)
+    if size != 25:
+        print(f"note: {model.name} takes {size} images at a time; what is left over is not used.")
+    parts = {"train": data.train.take(CALIBRATION), "val": data.val, "test": data.test}
+    parts = {name: part.take(len(part) - len(part) % size) for name, part in parts.items()}
+    images = torch.cat([x for x, _ in view.batches(parts["train"], size).epoch()]).contiguous()
+    source = Source(model, images, out.parent / ".cvlab")
+    some = examples(view.batches(parts["val"], size))
+    logits, labels = runtime.predict(model, some)
+    right = (logits.argmax(1) == labels).double().mean().item()
+    if right < 2 / len(data.classes):
+        raise QuantizeError(
+            f"{model} in float is right in {right:.1%} of {len(labels):,} validation images, which "
+            f"is near guessing: other classes, their order, or another normalisation?"
+        )
+    found = search(source, some, max_drop, what="search")
+    source.make(found.recipe, out)
+    return found, _table({FLOAT: model, out.name: out}, view.batches(parts["test"], size), some)
+
+
+def _table(files: dict[str, Path], test: Batches, some: Examples) -> pd.DataFrame:
+    answers = {name: runtime.predict(file, test, what=name) for name, file in files.items()}
+    rows = {name: compared(answers[FLOAT][0], *pair) for name, pair in answers.items()}
+    table = pd.DataFrame(rows).T[["accuracy", "low", "high", "n", "agreement", "drop_pp"]]
+    table["size_mb"] = [file.stat().st_size / 1e6 for file in files.values()]
+    batch = some.images[: some.batch_size].numpy()
+    times = ladder.speed(files, batch, torch.get_num_threads(), what="race")
+    return table.join(times[["latency_ms", "throughput", "speedup"]])
