@@ -12,9 +12,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
 CUTTING = (nn.ReLU, nn.ReLU6)  # clipping does their work: they cost nothing in INT8
@@ -23,40 +23,47 @@ COVERED = 0.999  # of an activation's values lie in its range
 SAMPLE = 50_000  # values of a tensor that its range is found from
 
 
-class RoundedWeight(nn.Module):
-    """A weight, [outputs, ...], rounded to 255 levels for each output; gradients pass."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The rounded weight."""
-        scale = weight.detach().abs().flatten(1).amax(1).clamp_min(1e-12) / 127
-        zero = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
-
-
 class Rounded(nn.Module):
-    """A layer whose output is cut to a range and rounded to 256 levels; gradients pass inside.
+    """A layer whose weight, and if asked its output, is rounded to 8 bits; gradients pass inside.
 
-    `mode` is "watch" (find the range), "round", or "cut" (what is exported).
+    The weight, [outputs, ...], has 255 levels for each output. The output is cut to a range and has
+    256 levels. `mode` is "watch" (find the range), "round", or "cut" (what is exported).
     """
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: nn.Module, output: bool):
         super().__init__()
-        self.layer, self.mode, self.seen = layer, "watch", []
+        self.layer, self.output, self.mode, self.seen = layer, output, "watch", []
         self.register_buffer("low", torch.tensor(0.0))
         self.register_buffer("high", torch.tensor(0.0))
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer makes of `x`, as `mode` says."""
-        if self.mode == "cut":  # a Clip for the quantiser to remove, with the activation in it
-            x = x if isinstance(self.layer, CUTTING) else self.layer(x)
-            return x.clamp(float(self.low), float(self.high))
-        y = self.layer(x)
+        if self.mode == "cut":
+            return self._cut(x)
         if self.mode == "watch":
+            y = self.layer(x)
             self.seen.append(y.flatten()[:: -(-y.numel() // SAMPLE)])
+            return y
+        y = functional_call(self.layer, self._weight(), (x,))
+        if not self.output:
             return y
         scale = (self.high - self.low) / 255
         zero = (-self.low / scale).round().int()
         return torch.fake_quantize_per_tensor_affine(y, scale, zero, 0, 255)
+
+    def _weight(self) -> dict[str, Tensor]:
+        if not isinstance(self.layer, WEIGHTED):
+            return {}
+        weight = self.layer.weight
+        scale = weight.detach().abs().flatten(1).amax(1).clamp_min(1e-12) / 127
+        zero = torch.zeros_like(scale, dtype=torch.int32)
+        rounded = torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
+        return {"weight": rounded}
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """Without rounding; a ReLU becomes the Clip that keeps the range."""
+        x = x if isinstance(self.layer, CUTTING) else self.layer(x)
+        return x.clamp(float(self.low), float(self.high)) if self.output else x
 
     def settle(self) -> None:
         """Take the range from what was seen, and round from now on."""
@@ -79,11 +86,9 @@ def prepare(model: nn.Module, batches: list[Tensor]) -> nn.Module:
     net = fold(model, batches[0])
     order = calls(net, batches[0])
     for (name, layer), (_, after) in pairwise([*order, ("", None)]):
-        last = after is None  # logits are left as they are
-        if isinstance(layer, WEIGHTED):
-            register_parametrization(layer, "weight", RoundedWeight())
-        if not last and not (isinstance(layer, WEIGHTED) and isinstance(after, CUTTING)):
-            net.set_submodule(name, Rounded(layer))
+        cut_next = isinstance(layer, WEIGHTED) and isinstance(after, CUTTING)
+        output = not cut_next and after is not None  # logits are left as they are
+        net.set_submodule(name, Rounded(layer, output))
     rounded = [module for module in net.modules() if isinstance(module, Rounded)]
     with torch.inference_mode():
         for images in batches:
@@ -100,7 +105,8 @@ def fold(model: nn.Module, images: Tensor) -> nn.Module:
         before = net(images)
     for (first, conv), (second, norm) in pairwise(calls(net, images)):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm):
-            net.set_submodule(first, fuse_conv_bn_eval(conv, norm))
+            fused = fuse_conv_bn_eval(conv, norm).requires_grad_(True)  # the bias is new
+            net.set_submodule(first, fused)
             net.set_submodule(second, getattr(norm, "act", nn.Identity()))  # timm's has one inside
     with torch.inference_mode():
         after = net(images)
@@ -141,6 +147,4 @@ def finish(net: nn.Module) -> nn.Module:
     for module in plain.modules():
         if isinstance(module, Rounded):
             module.mode = "cut"
-        elif isinstance(module, WEIGHTED):
-            remove_parametrizations(module, "weight", leave_parametrized=False)
     return plain

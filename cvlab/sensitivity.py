@@ -1,7 +1,7 @@
 """Where INT8 loses: the ranges of weights, the noise of layers, what one layer in float saves."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -117,7 +117,12 @@ class Journal:
 
 
 def leave_one_out(
-    source: Source, recipe: Recipe, some: Examples, *, what: str | None = None
+    source: Source,
+    recipe: Recipe,
+    some: Examples,
+    *,
+    layers: Sequence[str] | None = None,
+    what: str | None = None,
 ) -> pd.DataFrame:
     """What each layer costs: the recipe with only that layer in float.
 
@@ -127,6 +132,7 @@ def leave_one_out(
         source: the float model.
         recipe: static or dynamic; layers that it keeps are kept.
         some: validation images; some hundred will do, because `kl` is a smooth measure.
+        layers: those to try; None tries all.
         what: label of a progress bar; None shows none.
 
     Returns:
@@ -141,7 +147,7 @@ def leave_one_out(
         return compared(reference, runtime.predict(made, some)[0], labels)
 
     before, rows = journal.row(recipe.key, lambda: measured(recipe))["kl"], {}
-    for layer in each([*source.layers], what, "layer"):
+    for layer in each(layers or [*source.layers], what, "layer"):
         if layer not in recipe.keep:
             tried = replace(recipe, keep=(*recipe.keep, layer))
             row = journal.row(tried.key, partial(measured, tried))

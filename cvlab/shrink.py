@@ -52,7 +52,7 @@ def search(
 ) -> Found:
     """The fewest layers left in float with which INT8 loses no more than `max_drop`.
 
-    First all layers in INT8, with ranges by each method; then the method with the least
+    First all layers in INT8, with ranges by each method until one will do; then that of the least
     divergence and 1, 2, 4, ... of the layers that `leave_one_out` ranks first, at most half of
     them; then the numbers between. A recipe is accepted if its drop and one standard error of it
     are within `max_drop`: else one of so many would be accepted by luck.
@@ -91,8 +91,9 @@ def search(
 
     whole, label = [Recipe(ranges=kind) for kind in RANGES], what and f"{what}: ranges"
     with progress(len(whole), label, "recipe") as bar:
-        if accepted := [recipe for recipe in whole if good(recipe)]:
-            return found(least(accepted), True)
+        for recipe in whole:
+            if good(recipe):
+                return found(recipe, True)
     label = what and f"{what}: layers"
     order = leave_one_out(source, least(whole), some.take(SCREEN), what=label).index
     most = max(1, len(order) // 2)

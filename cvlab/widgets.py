@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cvlab import engines, optimizers, plots, zeroshot, zoo
+from cvlab import engines, metrics, optimizers, plots, zeroshot, zoo
 from cvlab.bench import time_calls
 from cvlab.data import ImageData
 from cvlab.train import predict
@@ -141,6 +141,28 @@ def speed(model: Path, images: np.ndarray) -> widgets.Widget:
         return plots.first_calls(seconds, title)
 
     return _interactive(draw, {"batch": batch, "threads": threads})
+
+
+def rungs(
+    answers: Mapping[str, torch.Tensor],
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    megabytes: Mapping[str, float],
+) -> widgets.Widget:
+    """Choose a model by name; see what it confuses, and what it weighs.
+
+    `answers`: logits, float [N, classes], by name; `labels`: int64 [N].
+    """
+    rung = widgets.Dropdown(options=list(answers), description="model")
+
+    def draw(rung: str):
+        right = metrics.score(answers[rung], labels)
+        title = (
+            f"{rung}: {megabytes[rung]:.1f} MB, {right.accuracy:.1%} of {right.n:,} images right"
+        )
+        return plots.confusion(metrics.confusion(answers[rung], labels, classes), title)
+
+    return _interactive(draw, {"rung": rung})
 
 
 def _interactive(draw: Callable, controls: dict[str, widgets.Widget]) -> widgets.Widget:
