@@ -30,7 +30,9 @@ def nncf_int8(model: Path, images: np.ndarray, path: Path) -> Path:
     with runtime.quiet():
         import nncf
         import openvino
+        import rich  # nncf's progress bars, which stay behind in a notebook
 
+        rich.reconfigure(force_jupyter=False, quiet=True)
         singles = nncf.Dataset([images[i : i + 1] for i in range(len(images))])
         made = nncf.quantize(openvino.Core().read_model(model), singles, subset_size=len(images))
         openvino.save_model(made, path)

@@ -292,15 +292,15 @@ def asynchronous(title: str) -> Figure:
 
 def channel_levels(table: pd.DataFrame, title: str) -> Figure:
     """Every channel a dot, in the row of its layer (`title`), at its `levels` on a log scale."""
-    names = list(dict.fromkeys(table["title"]))
+    names = list(table.groupby("title")["levels"].median().sort_values().index)
     figure, axis = canvas(title, size=(8, 0.5 * len(names) + 1.5))
     spread = np.random.default_rng(0).uniform(-0.28, 0.28, len(table))
     levels = table["levels"].clip(lower=0.05)
     axis.plot(levels, table["title"].map(names.index) + spread, ".", color=COLOURS[0], alpha=0.45)
     axis.axvline(0.5, color=COLOURS[1], linestyle="--", linewidth=1.5)
     axis.annotate("left of this: all weights become 0", (0.5, -0.5), (-5, 0), **_beside("right"))
-    axis.set_xscale("log")
-    axis.set_xticks([0.1, 1, 10, 127], ["0.1", "1", "10", "127"])
+    axis.set(xscale="log", xlim=(0.02, 180))
+    axis.set_xticks([0.05, 0.5, 1, 10, 127], ["0", "0.5", "1", "10", "127"])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.4, -0.8)
@@ -328,7 +328,7 @@ def draws(table: pd.DataFrame, title: str, x: str, y: str, xlabel: str, ylabel: 
     axis.set_xticks(list(median.index), [f"{n:g}" for n in median.index])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(table[y].min() - 0.02, 1))
     return figure
 
 

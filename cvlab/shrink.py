@@ -90,14 +90,14 @@ def search(
         return min(recipes, key=lambda recipe: tried[recipe]["kl"])
 
     whole, label = [Recipe(ranges=kind) for kind in RANGES], what and f"{what}: ranges"
-    with progress(len(whole), label, "recipe") as bar:
+    with progress(None, label, "recipe") as bar:
         for recipe in whole:
             if good(recipe):
                 return found(recipe, True)
     label = what and f"{what}: layers"
     order = leave_one_out(source, least(whole), some.take(SCREEN), what=label).index
     most = max(1, len(order) // 2)
-    with progress(2 * most.bit_length(), what and f"{what}: how many", "recipe") as bar:
+    with progress(None, what and f"{what}: how many", "recipe") as bar:
         recipes = {k: replace(least(whole), keep=tuple(order[:k])) for k in range(1, most + 1)}
         low, high = 0, 1
         while not good(recipes[high]):
