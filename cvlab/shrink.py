@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,46 +69,68 @@ def search(
     Returns:
         the accepted recipe, or else that of the least divergence, with `reached` False.
     """
-    if not math.isfinite(max_drop) or max_drop < 0:
-        raise QuantizeError(f"max_drop={max_drop} was given; expected percentage points from 0.")
-    journal = Journal(source.folder / f"search-{some.key}.json")
-    reference, labels = runtime.predict(source.float_model, some)
-    tried = {}
-
-    def good(recipe: Recipe) -> bool:
-        def measure() -> dict:
-            return compared(reference, runtime.predict(source.make(recipe), some)[0], labels)
-
-        tried[recipe] = journal.row(recipe.key, measure)
-        bar.update()
-        return tried[recipe]["drop_pp"] + standard_error(tried[recipe]) <= max_drop
-
-    def found(recipe: Recipe, reached: bool) -> Found:
-        table = pd.DataFrame({str(one): row for one, row in tried.items()}).T.rename_axis("recipe")
-        return Found(recipe, source.make(recipe), reached, max_drop, tried[recipe], table)
-
-    def least(recipes) -> Recipe:
-        return min(recipes, key=lambda recipe: tried[recipe]["kl"])
-
-    whole, label = [Recipe(ranges=kind) for kind in RANGES], what and f"{what}: ranges"
-    with progress(None, label, "recipe") as bar:
-        for recipe in whole:
-            if good(recipe):
-                return found(recipe, True)
+    trials = _Trials(source, some, max_drop)
+    with progress(None, what and f"{what}: ranges", "recipe") as bar:
+        for kind in RANGES:
+            bar.update()
+            if trials.good(Recipe(ranges=kind)):
+                return trials.found(Recipe(ranges=kind), True)
+    best = trials.least()
     label = what and f"{what}: layers"
-    order = leave_one_out(source, least(whole), some.take(SCREEN), what=label).index
-    most = max(1, len(order) // 2)
+    order = leave_one_out(source, best, some.take(SCREEN), what=label).index
     with progress(None, what and f"{what}: how many", "recipe") as bar:
-        recipes = {k: replace(least(whole), keep=tuple(order[:k])) for k in range(1, most + 1)}
-        low, high = 0, 1
-        while not good(recipes[high]):
-            if high == most:
-                return found(least(tried), False)
-            low, high = high, min(2 * high, most)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if good(recipes[middle]) else (middle, high)
-        return found(recipes[high], True)
+
+        def enough(k: int) -> bool:
+            bar.update()
+            return trials.good(replace(best, keep=tuple(order[:k])))
+
+        k = fewest(enough, max(1, len(order) // 2))
+    if k is None:
+        return trials.found(trials.least(), False)
+    return trials.found(replace(best, keep=tuple(order[:k])), True)
+
+
+def fewest(enough: Callable[[int], bool], most: int) -> int | None:
+    """The smallest number up to `most` that is enough, found by doubling and then halving."""
+    low, high = 0, 1
+    while not enough(high):
+        if high == most:
+            return None
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+class _Trials:
+    """Recipes, each measured once on the same images, the rows kept in a journal."""
+
+    def __init__(self, source: Source, some: Examples, max_drop: float):
+        if not math.isfinite(max_drop) or max_drop < 0:
+            raise QuantizeError(f"max_drop={max_drop} was given; expected percentage points >= 0.")
+        self.source, self.some, self.max_drop, self.rows = source, some, max_drop, {}
+        self.journal = Journal(source.folder / f"search-{some.key}.json")
+        self.reference, self.labels = runtime.predict(source.float_model, some)
+
+    def good(self, recipe: Recipe) -> bool:
+        """Is its drop, with one standard error, within the limit?"""
+
+        def measure() -> dict:
+            logits, _ = runtime.predict(self.source.make(recipe), self.some)
+            return compared(self.reference, logits, self.labels)
+
+        row = self.rows[recipe] = self.journal.row(recipe.key, measure)
+        return row["drop_pp"] + standard_error(row) <= self.max_drop
+
+    def least(self) -> Recipe:
+        """Of those measured the one with the least divergence."""
+        return min(self.rows, key=lambda recipe: self.rows[recipe]["kl"])
+
+    def found(self, recipe: Recipe, reached: bool) -> Found:
+        table = pd.DataFrame({str(one): row for one, row in self.rows.items()}).T
+        made, row = self.source.make(recipe), self.rows[recipe]
+        return Found(recipe, made, reached, self.max_drop, row, table.rename_axis("recipe"))
 
 
 def seen_by(model: Path, data: ImageData) -> tuple[ImageData, list[str]]:

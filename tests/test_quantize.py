@@ -110,6 +110,19 @@ def test_a_weight_is_off_by_half_a_step_at_most():
     assert np.abs(integers[2:]).max() < 8, "one scale leaves the other channels a few levels"
 
 
+def test_without_vnni_weights_have_seven_bits(small, monkeypatch, tmp_path):
+    def largest():
+        path = small.make(quantize.Recipe(), tmp_path / "m.onnx")
+        stored = onnx.load(path).graph.initializer
+        arrays = [numpy_helper.to_array(one).astype(int) for one in stored if one.data_type == 3]
+        return max(np.abs(one).max() for one in arrays)
+
+    monkeypatch.setattr(quantize, "needs_seven_bits", lambda: False)
+    assert largest() > 100
+    monkeypatch.setattr(quantize, "needs_seven_bits", lambda: True)
+    assert largest() <= 64
+
+
 def test_one_scale_for_uneven_channels_is_the_damage_not_the_calibration(uneven, some):
     rungs = {name: kl(uneven, recipe, some) for name, recipe in quantize.LADDER.items()}
     for kind in ("weights only", "static"):

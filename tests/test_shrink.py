@@ -91,6 +91,16 @@ def test_a_stopped_search_measures_nothing_twice(rehearsal, monkeypatch):
     assert repeated == {calls[6]}, "only what was under way is measured again"
 
 
+@pytest.mark.parametrize("most", [1, 2, 7, 25])
+def test_doubling_and_halving_ask_little(most):
+    for needed in range(1, most + 1):
+        asked = []
+        assert shrink.fewest(lambda k: asked.append(k) or k >= needed, most) == needed  # noqa: B023
+        assert max(asked) <= most
+        assert len(asked) == len(set(asked)) <= 2 * most.bit_length()
+    assert shrink.fewest(lambda k: False, most) is None
+
+
 def test_a_limit_that_is_none_is_refused(rehearsal):
     for wrong in (-1, float("nan")):
         with pytest.raises(quantize.QuantizeError, match="percentage points"):
