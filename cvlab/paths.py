@@ -1,5 +1,6 @@
 """Where things live. Everything else asks here, so that no other module guesses."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -67,6 +68,16 @@ def replace_atomically(write, target: Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+def store_text(text: str, target: Path) -> Path:
+    """Write a text file in UTF-8 by `replace_atomically`."""
+    return replace_atomically(lambda path: path.write_text(text, encoding="utf-8"), target)
+
+
+def as_json(content: dict) -> str:
+    """The form in which results are stored: a line a value, letters as they are."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def in_notebook() -> bool:

@@ -1,12 +1,22 @@
-"""Our feeding and training beside what every tutorial does, side by side in one run."""
+"""Our ways beside the usual ones, side by side in one run: what `make bench` measures."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
 import pandas as pd
 import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
+from torch import Tensor
 from torch.nn import functional as F
 
-from cvlab.bench import compare
+from cvlab import engines, export, finetune, openvino_int8, runner, runtime, shrink, store
+from cvlab.bench import compare, race
 from cvlab.data import ImageData, torchvision_loader
+from cvlab.ladder import FLOAT, compared, examples, speed
 from cvlab.models import SmallCNN
+from cvlab.quantize import OneBatch, Source
+from cvlab.run import start
 from cvlab.train import evaluate, fit
 
 BATCH = 128
@@ -88,10 +98,120 @@ def reference_training(data: ImageData, *, epochs: int = 9, seed: int = 0) -> pd
     return pd.DataFrame([score.row | {"seconds": history.seconds, "epochs": epochs}])
 
 
-def report(data: ImageData) -> dict[str, pd.DataFrame]:
-    """All comparisons, by title."""
-    return {
+def inference(
+    net: Path, model: Path, images: np.ndarray, threads: int, *, rounds: int = 12
+) -> pd.DataFrame:
+    """One network on every engine there is, a row each: one image, and a batch.
+
+    Args:
+        net: the network, see `cvlab.store`.
+        model: the same as ONNX file.
+        images: the batch, normalised float32 [N, 3, H, W].
+        threads: of each engine.
+        rounds: of each race.
+
+    Returns:
+        `latency_ms` of one image with `p10` and `p90`, `speedup` over eager PyTorch with its 95 %
+        interval `low` to `high`; `throughput` of the batch in images a second.
+    """
+    plain = [f"ONNX Runtime, {level}" for level in ("none", "basic", "extended")]
+    single, batch = (
+        race(
+            {
+                name: contestant
+                for name, contestant in engines.contestants(net, model, given, threads).items()
+                if name not in plain
+            },
+            rounds=rounds,
+            what=f"inference, {len(given)}",
+        )
+        for given in (images[:1], images)
+    )
+    names = {"ms": "latency_ms", "p10": "p10", "p90": "p90", "ratio": "speedup"}
+    table = single[[*names, "low", "high"]].rename(columns=names)
+    return table.assign(throughput=batch["images/s"]).rename_axis("way")
+
+
+def int8(
+    model: Path, calibration: Tensor, data: ImageData, folder: Path, threads: int
+) -> pd.DataFrame:
+    """Our INT8 model beside what the quantisers' own defaults make of the same file and images.
+
+    Args:
+        model: a float ONNX classifier.
+        calibration: normalised float32 [N, 3, H, W] of training images.
+        data: as the network sees it; ours chooses on its validation images, all are judged on its
+            test images.
+        folder: where files are put.
+        threads: of each engine.
+
+    Returns:
+        a row a way: `accuracy`, `low`, `high`, `n`, `drop_pp` with `drop_low` and `drop_high`,
+        `size_mb`; `throughput` of batches of 32 in images a second, and `speedup` over float in
+        ONNX Runtime. NNCF's model runs in OpenVINO, where both are installed.
+    """
+    source = Source(model, calibration, folder)
+    found = shrink.search(source, examples(data.batches("val", 25)), what="ours")
+    files = {FLOAT: model, "cvlab": found.model}
+    for name, default in DEFAULTS.items():
+        files[name] = folder / f"{name.rpartition(' ')[2]}.onnx"
+        with runtime.quiet():
+            default(model, files[name], source)
+    test = examples(data.batches("test", 25))
+    answers = {name: runtime.predict(file, test, what=name) for name, file in files.items()}
+    rows = {name: compared(answers[FLOAT][0], *pair) for name, pair in answers.items()}
+    table = pd.DataFrame(rows).T
+    table["size_mb"] = [file.stat().st_size / 1e6 for file in files.values()]
+    times = speed(files, test.images[:32].numpy(), threads, what="INT8")
+    table = table.join(times[["throughput", "speedup"]])
+    if openvino_int8.available():
+        xml = openvino_int8.nncf_int8(model, source.images, folder / "nncf.xml")
+        theirs = openvino_int8.table(model, xml, test, threads).loc[["OpenVINO NNCF int8"]]
+        size = xml.with_suffix(".bin").stat().st_size + xml.stat().st_size
+        table = pd.concat([table, theirs.assign(size_mb=size / 1e6)])
+    columns = ["accuracy", "low", "high", "n", "drop_pp", "drop_low", "drop_high"]
+    columns += ["size_mb", "throughput", "speedup"]
+    return table[columns].astype(float).rename_axis("way")
+
+
+DEFAULTS = {  # ONNX Runtime's own functions, called as its documentation does first
+    "ONNX Runtime's default, dynamic": lambda model, path, source: quantize_dynamic(
+        model, path, weight_type=QuantType.QUInt8
+    ),
+    "ONNX Runtime's default, static": lambda model, path, source: quantize_static(
+        source.model, path, OneBatch({"images": source.images})
+    ),
+}
+
+
+def smoke_run() -> pd.DataFrame:
+    """Every notebook in the smoke profile, once: a row each and their sum, `seconds`, `claims`."""
+    with TemporaryDirectory() as folder:
+        results = runner.execute(runner.Plan(runner.choose([])), Path(folder))
+    rows = {r.notebook: {"seconds": r.seconds, "claims": r.claims_held} for r in results}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.loc["all"] = table.sum()
+    return table.rename_axis("notebook")
+
+
+def report(data: ImageData, where: str) -> dict[str, pd.DataFrame]:
+    """All comparisons, by title; `where` the data came from, as `cvlab.run.start` takes it."""
+    training = {
         "feeding augmented batches of 128, images a second": feed_rate(data),
         "training SmallCNN, images a second": training_speed(data),
         "SmallCNN on the test set": reference_training(data),
     }
+    run = start(finetune.NOTEBOOK, "class", where)
+    run.load("cifar10")
+    stored, threads = finetune.get_or_train(run), torch.get_num_threads()
+    seen, side = stored.view(data), stored.size
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        net = store.save(stored.model, folder / "net.pt", seen)
+        model = export.to_onnx(stored.model, folder / "fp32.onnx", (3, side, side))
+        some = examples(seen.batches(data.train.take(shrink.CALIBRATION), 25)).images
+        rivals = {
+            "inference of EfficientNet-Lite0": inference(net, model, some[:32].numpy(), threads),
+            "INT8 of EfficientNet-Lite0": int8(model, some, seen, folder, threads),
+        }
+    return training | rivals | {"the whole smoke run": smoke_run()}

@@ -357,6 +357,39 @@ def bubbles(table: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> Figure
     return figure
 
 
+def products(table: pd.DataFrame, title: str) -> Figure:
+    """Accuracy over latency, the area of a circle its size; steps of one `kind` are joined.
+
+    Columns `kind`, `accuracy`, `latency_ms`, `size_mb`; rows of a kind in the order of its steps.
+    """
+    figure, axis = canvas(title, size=(8.5, 4.4))
+    axis.set_xscale("log")
+    above = table["latency_ms"].rank().astype(int) % 2 == 1  # neighbours' labels keep apart
+    for i, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
+        x, y = rows["latency_ms"], rows["accuracy"]
+        axis.plot(x, y, STYLES[i], color=COLOURS[i], marker=MARKERS[i], markersize=3, label=kind)
+        axis.scatter(x, y, s=20 * rows["size_mb"], color=COLOURS[i], alpha=0.35)
+        if y.max() - y.min() > 0.2:  # and off a steep line
+            above[rows.index] = y > y.mean()
+    for name, row in table.iterrows():
+        size = f"{row['size_mb']:,.0f}" if row["size_mb"] >= 10 else f"{row['size_mb']:.2g}"
+        side = 1 if above[name] else -1
+        place = (row["latency_ms"], row["accuracy"])
+        away = 10 + np.sqrt(20 * row["size_mb"] / np.pi)
+        how = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 9}
+        axis.annotate(f"{name}, {size} MB", place, (0, side * away), **how)
+    axis.set(xlabel="latency of one image, ms (log scale)", ylabel="accuracy", ylim=(-0.1, 1.15))
+    axis.margins(x=0.2)
+    axis.set_yticks(np.arange(0, 1.01, 0.2))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_major_formatter(PERCENT)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    footnote(figure, "Area of the circles: size of the file.")
+    return figure
+
+
 def accuracies(tables: Mapping[str, pd.DataFrame], title: str, xlabel: str) -> Figure:
     """Accuracies with 95 % intervals: a row for each index entry, a colour for each table.
 

@@ -304,17 +304,18 @@ def calibrate(model: Path, images: np.ndarray, kind: str) -> ort_quantization.Te
         how = {"augmented_model_path": augmented, "calibrate_method": method}
         calibrator = ort_quantization.create_calibrator(model, **how, extra_options=options)
         for i in range(0, len(images), step):
-            calibrator.collect_data(_Reader({name: images[i : i + step]}))
+            calibrator.collect_data(OneBatch({name: images[i : i + step]}))
         return calibrator.compute_data()
 
 
-class _Reader(ort_quantization.CalibrationDataReader):
+class OneBatch(ort_quantization.CalibrationDataReader):
     """One batch, as ONNX Runtime's calibrators want it."""
 
     def __init__(self, feed: dict[str, np.ndarray]):
         self.left = [feed]
 
     def get_next(self) -> dict | None:
+        """The batch, then None."""
         return self.left.pop() if self.left else None
 
 

@@ -43,6 +43,7 @@ class Run:
     seed: int
     device: torch.device
     knobs: SimpleNamespace
+    records: list[dict] = field(default_factory=list)  # as stored, see `record`
     claims: list[tuple[str, bool]] = field(default_factory=list)
     source: str | None = None  # of the last data loaded
     real: bool = True
@@ -77,7 +78,8 @@ class Run:
             "source": self.source if self.real else STAND_IN_LABEL,
             "profile": self.profile,
         }
-        _store({"name": name, "value": value, "unit": unit, "tags": tags} | about)
+        self.records.append({"name": name, "value": value, "unit": unit, "tags": tags} | about)
+        _store(self.records[-1])
 
     def claim(self, text: str, holds: bool) -> None:
         """Print a conclusion with ✓ or ✗ and store it; a false one makes `finish` raise.

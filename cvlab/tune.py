@@ -11,8 +11,9 @@ import torch
 from optuna.trial import BaseTrial, FixedTrial, TrialState
 from torch import nn
 
+from cvlab import finetune, zoo
 from cvlab.data import ImageData, Split
-from cvlab.models import NORMS, FlatCNN, TunableCNN, summary
+from cvlab.models import NORMS, FlatCNN, SmallCNN, TunableCNN, summary
 from cvlab.progress import each, progress
 from cvlab.studies import StudyError, claim, me, new_study, requeue_dead
 from cvlab.train import History, TrainingDiverged, evaluate, fit
@@ -51,6 +52,36 @@ def better_space(trial: BaseTrial, classes: int) -> tuple[nn.Module, dict]:
     }
 
 
+def two_knobs(trial: BaseTrial, classes: int) -> tuple[nn.Module, dict]:
+    """`SmallCNN` and how it learns: the peak of the rate, and the pull on its weights."""
+    return SmallCNN(classes), {
+        "optimizer": "Nesterov",
+        "lr": trial.suggest_float("lr", 0.01, 1.0, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True),
+        "label_smoothing": 0.1,
+        "schedule": "one-cycle",
+        "batch_size": 128,
+        "augment": True,
+    }
+
+
+def two_knobs_pretrained(trial: BaseTrial, classes: int) -> tuple[nn.Module, dict]:
+    """EfficientNet-Lite0 with a new head, its first layers as ImageNet left them; both knobs."""
+    net = zoo.pretrained("tf_efficientnet_lite0")
+    finetune.replace_head(net, nn.Linear(finetune.head_of(net)[1].in_features, classes))
+    finetune.freeze(net, 15)
+    return net, {
+        "optimizer": "AdamW",
+        "lr": trial.suggest_float("lr", 1e-4, 1e-2, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", 1e-3, 0.3, log=True),
+        "label_smoothing": 0.1,
+        "schedule": "one-cycle",
+        "batch_size": 64,
+        "augment": True,
+        "precision": "fp32",  # on a CPU bf16 makes the backward pass of its layers slower
+    }
+
+
 KNOWN = {  # a point of the better space: what 01_optimizers and 02_pooling have taught
     "width": 16,
     "depth": 2,
@@ -63,7 +94,16 @@ KNOWN = {  # a point of the better space: what 01_optimizers and 02_pooling have
     "batch_size": 128,
     "augment": False,
 }
-SPACES = {"reports": reports_space, "better": better_space}
+SPACES = {
+    "reports": reports_space,
+    "better": better_space,
+    "SmallCNN": two_knobs,
+    "tf_efficientnet_lite0": two_knobs_pretrained,
+}
+KNOWN_KNOBS = {  # what earlier notebooks ended with, to be beaten
+    "SmallCNN": {"lr": 0.15, "weight_decay": 5e-4},
+    "tf_efficientnet_lite0": {"lr": 1e-3, "weight_decay": 0.05},
+}
 
 
 @dataclass(frozen=True)
@@ -107,7 +147,8 @@ class Objective:
         trial.set_user_attr("process", me())
         torch.manual_seed(self.seed)
         model, recipe = SPACES[self.space](trial, len(self.data.classes))
-        trial.set_user_attr("MACs", int(summary(model)["MACs"].sum()))
+        side = self.data.size or self.data.val.images.shape[-1]
+        trial.set_user_attr("MACs", int(summary(model, (3, side, side))["MACs"].sum()))
         val, began = self.data.val.take(self.val_images), time.perf_counter()
 
         def watch(history: History, optimizer) -> None:

@@ -165,6 +165,29 @@ def rungs(
     return _interactive(draw, {"rung": rung})
 
 
+def device(models: pd.DataFrame) -> widgets.Widget:
+    """Say what a device has to spare, in ms and MB; see which models fit, and the best of them.
+
+    `models`: `accuracy`, `latency_ms`, `size_mb` by name.
+    """
+    most = {"latency_ms": "at most, ms", "size_mb": "at most, MB"}
+    sliders = {
+        column: widgets.FloatLogSlider(
+            value=100, min=-2, max=2, step=0.1, description=label, continuous_update=False
+        )
+        for column, label in most.items()
+    }
+
+    def draw(latency_ms: float, size_mb: float):
+        fits = (models["latency_ms"] <= latency_ms) & (models["size_mb"] <= size_mb)
+        best = models["accuracy"][fits].idxmax() if fits.any() else "nothing"
+        title = f"With {latency_ms:.2g} ms and {size_mb:.2g} MB: {best}"
+        title += f", {models.loc[best, 'accuracy']:.1%}" if fits.any() else " fits"
+        return plots.products(models[fits] if fits.any() else models, title)
+
+    return _interactive(draw, sliders)
+
+
 def _interactive(draw: Callable, controls: dict[str, widgets.Widget]) -> widgets.Widget:
     """Controls over a picture that `draw` makes anew whenever one of them moves.
 

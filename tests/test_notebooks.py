@@ -123,6 +123,15 @@ def test_smoke_run_passes_with_all_claims(smoke, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_smoke_claims_what_the_published_notebook_claims(smoke, name):
+    """In the same words and order: a conclusion must not depend on profile or data."""
+    published = runner.records(nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4))
+    executed = runner.records(nbformat.read(smoke[1] / f"{name}.ipynb", as_version=4))
+    claims = [[r["claim"] for r in each if "claim" in r] for each in (published, executed)]
+    assert claims[0] == claims[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_smoke_records_lie_in_their_bands(smoke, name):
     """Every number has a band, every band a number: neither can be forgotten."""
     stored = runner.records(nbformat.read(smoke[1] / f"{name}.ipynb", as_version=4))

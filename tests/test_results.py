@@ -1,0 +1,73 @@
+"""What is published agrees with the committed notebooks, and records are put in words rightly."""
+
+import pytest
+
+from cvlab import records, results
+
+
+def record(value, unit="fraction", name="accuracy", **tags):
+    return {"name": name, "value": value, "unit": unit, "tags": tags}
+
+
+def test_readme_and_stored_results_are_those_of_the_notebooks():
+    """A table that was typed, or forgotten after a new run, would show numbers nobody measured."""
+    for path, text in results.expected().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: python -m cvlab results"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (record(0.9, n=100), "90.0 % (82.6 to 94.5 %, n = 100)"),  # Wilson's interval
+        (record(0.9), "90.0 %"),
+        (record(0.9012, "ms", p10=0.85, p90=1.25), "0.901 ms (0.85 to 1.25)"),
+        (record(12345.6, "images/s"), "12,346 images/s"),
+        (record(-0.094, "points", n=10_000), "-0.094 points"),
+    ],
+)
+def test_a_record_in_words_says_how_sure_it_is(given, text):
+    assert records.text(given) == text
+
+
+def test_a_headline_picks_its_record_by_name_and_tags():
+    found = {
+        "05": [record(0.8, engine="a"), record(0.7, engine="b"), {"claim": "c", "holds": True}]
+    }
+    wanted = {"notebook": "05", "what": "b's", "name": "accuracy", "tags": {"engine": "b"}}
+    assert "| `05` | b's | 70.0 % |" in results.headlines(found, [wanted])
+
+
+def test_several_records_become_their_mean_and_range():
+    found = {"02": [record(value, seed=seed) for seed, value in enumerate((0.7, 0.8, 0.9))]}
+    wanted = {"notebook": "02", "what": "w", "name": "accuracy"}
+    expected = "80.0 % (mean of 3 seeds, 70.0 % to 90.0 %)"
+    assert expected in results.headlines(found, [wanted])
+
+
+def test_a_headline_without_its_record_is_an_error_that_names_it():
+    wanted = {"notebook": "05", "what": "w", "name": "accuracy", "tags": {"engine": "c"}}
+    with pytest.raises(results.ResultsError, match=r"05 has no record 'accuracy'.*engine"):
+        results.headlines({"05": [record(0.8, engine="a")]}, [wanted])
+
+
+def test_only_what_stands_between_the_marks_is_replaced():
+    readme = "before\n<!-- t -->\nold\n<!-- end -->\nafter <!-- end -->"
+    assert results._put(readme, "t", "new") == readme.replace("old", "new")
+    with pytest.raises(results.ResultsError, match="no place for the table 'u'"):
+        results._put(readme, "u", "new")
+
+
+def test_update_writes_what_is_expected_and_nothing_twice(tmp_path, monkeypatch):
+    path = tmp_path / "data" / "results" / "a.json"
+    monkeypatch.setattr(results, "expected", lambda: {path: "text\n"})
+    assert results.update() == [path]
+    assert path.read_text() == "text\n"
+    assert results.update() == []
+
+
+def test_every_comparison_of_the_bench_becomes_a_table():
+    stored = {"cpu": "C", "versions": "V", "source": "S"}
+    stored["feeding"] = [{"way": "ours", "median": 160246.04, "times": 24.727}]
+    text = results.bench(stored)
+    assert "C; V; S." in text
+    assert "| ours | 160,246 | 24.7 |" in text
