@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import json
 import sys
 import time
 import warnings
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cvlab import runner, sources
-from cvlab.paths import data_folder, project_root, replace_atomically
+from cvlab.cluster import ClusterError
+from cvlab.paths import as_json, data_folder, project_root, store_text
 from cvlab.run import PROFILES, ParameterError
 
 
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         return options.do(options)
-    except (ParameterError, sources.DataError, FileNotFoundError) as error:
+    except (ParameterError, sources.DataError, FileNotFoundError, ClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -32,20 +32,36 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="execute notebooks headless, with a table at the end")
     run.add_argument("notebooks", nargs="*", help="names or numbers (01); all if none is given")
     run.add_argument("--profile", choices=PROFILES, help="default: smoke")
-    run.add_argument("--data", help="a folder, or 'synthetic'; default: as README says")
+    run.add_argument(
+        "--data",
+        help="a folder (with --scheduler: of the workers), or 'synthetic'; default: as README says",
+    )
     run.add_argument(
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
     )
     run.add_argument("--out", type=Path, help="default: runs/<time>")
     run.add_argument("--jobs", type=_positive, default=1, help="notebooks side by side")
     run.add_argument(
+        "--scheduler", metavar="tcp://HOST:PORT", help="run on this Dask cluster's workers"
+    )
+    run.add_argument(
         "--resume", action="store_true", help="go on with the run in --out, or with the latest"
     )
     run.set_defaults(do=_run)
 
+    report = commands.add_parser("report", help="one page on a run, or on several side by side")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
+    report.add_argument("--out", type=Path, help="default: RUN_DIR, or `comparison` beside it")
+    report.set_defaults(do=_report)
+
     publish = commands.add_parser("publish", help="copy a class run's notebooks over notebooks/")
     publish.add_argument("out", type=Path)
     publish.set_defaults(do=_publish)
+
+    results = commands.add_parser(
+        "results", help="make data/results/ and README's tables from the committed notebooks"
+    )
+    results.set_defaults(do=_results)
 
     tune = commands.add_parser("tune", help="add worker processes to a hyperparameter search")
     tune.add_argument("--storage", required=True, help="a journal file, or postgresql://...")
@@ -115,7 +131,7 @@ def _run(options) -> int:
         out = out or max((project_root() / "runs").glob("*/run.json"), default=Path()).parent
         if not (out / "run.json").is_file():
             raise ParameterError("There is no run to resume; name its folder with --out.")
-        plan = runner.Plan(**json.loads((out / "run.json").read_text()))
+        plan = runner.read_plan(out)
     else:
         out = out or project_root() / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S")
         parameters = {name: value_of(text) for name, text in options.parameter}
@@ -125,14 +141,51 @@ def _run(options) -> int:
         names = runner.choose(options.notebooks)
         profile, data = options.profile or "smoke", options.data or "auto"
         plan = runner.Plan(names, profile, data, parameters)
-    results = runner.execute(plan, out, jobs=options.jobs, resume=options.resume)
+    how = {"jobs": options.jobs, "resume": options.resume, "scheduler": options.scheduler}
+    results = runner.execute(plan, out, **how)
     print(f"\n{runner.table(results)}\n\nThe executed notebooks and figures are in {out}")
+    print(_page_of(out))
     return 0 if all(result.status == "passed" for result in results) else 1
+
+
+def _page_of(out: Path) -> str:
+    """Write a finished run's report; says in one line where it is, or why there is none."""
+    try:
+        from cvlab import report  # takes a second to import
+
+        return f"Report: {report.write([out])}"
+    except Exception as error:  # whatever it is: the run is kept and told
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"No report was made ({reason}). Again: python -m cvlab report {out}"
+
+
+def _report(options) -> int:
+    from cvlab import report
+
+    try:
+        print(f"Report: {report.write(options.runs, options.out)}")
+    except OSError as error:
+        print(f"error: {error}. Name a folder that can be written with --out.", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _publish(options) -> int:
     names = runner.publish(options.out)
-    print(f"Published {', '.join(names)}.")
+    print(f"Published {', '.join(names)}. README's tables: python -m cvlab results")
+    return 0
+
+
+def _results(options) -> int:
+    from cvlab import results
+
+    try:
+        changed = results.update()
+    except results.ResultsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    names = [str(path.relative_to(project_root())) for path in changed]
+    print(f"Made anew: {', '.join(names)}." if names else "README and data/results are up to date.")
     return 0
 
 
@@ -211,14 +264,13 @@ def _bench(options) -> int:
 
     loaded = data.load("cifar10", options.data)
     print(f"{loaded}\n{hardware().cpu}, {hardware().threads} threads, {versions()}")
-    tables = peers.report(loaded)
+    tables = peers.report(loaded, options.data)
     for title, table in tables.items():
         print(f"\n{title}\n{table.round(3).to_string()}")
     if options.out:
         about = {"source": str(loaded), "cpu": hardware().cpu, "versions": versions()}
         content = about | {title: t.reset_index().to_dict("records") for title, t in tables.items()}
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        replace_atomically(lambda path: path.write_text(text), options.out)
+        store_text(as_json(content), options.out)
     return 0
 
 

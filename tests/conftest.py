@@ -1,10 +1,25 @@
 """Shared small data. Tests never look at the machine's own data: each names where it looks."""
 
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbformat.v4 import new_code_cell, new_notebook
 
 from cvlab import data as cvdata
+
+PROFILES = """
+[10_good.smoke]
+n = 1
+[10_good.limits]
+n = [1, 9]
+[11_bad.limits]
+n = [1, 9]
+[12_last.limits]
+only_last = [1, 9]
+"""
+CLAIM = "from cvlab.run import _store; _store({'claim': 'c', 'holds': True})"
+LOG = "import os; open(os.environ['RAN'], 'a').write('%s')"
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +54,25 @@ def tiny_images():
         return images, np.arange(n) % classes
 
     return make
+
+
+@pytest.fixture
+def workbook(tmp_path, monkeypatch):
+    """A project of three notebooks; the middle one fails. Returns (root, log of cells run)."""
+
+    def write(name, *cells, parameters="PROFILE = None\nDATA = 'auto'\nSEED = 0\nN = None"):
+        tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+        notebook = new_notebook(cells=[tagged, *map(new_code_cell, cells)])
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+        notebook.metadata.language_info = {"name": "python"}
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "profiles.toml").write_text(PROFILES)
+    write("10_good", LOG % "good ", "print(N)", CLAIM)
+    write("11_bad", LOG % "bad ", "1 / 0")
+    write("12_last", LOG % "last ", parameters="PROFILE = None\nSEED = 0\nONLY_LAST = 1")
+    monkeypatch.setattr("cvlab.paths.PACKAGE", tmp_path / "cvlab")
+    monkeypatch.setenv("RAN", str(tmp_path / "log"))
+    (tmp_path / "log").write_text("")
+    return tmp_path, tmp_path / "log"

@@ -258,3 +258,20 @@ def test_samples_are_disjoint_and_of_the_size_asked_for():
     shares = zeroshot.samples_of(right, 50)
     assert shares.shape == (2,)
     assert 55 <= shares.sum() * 50 <= 60
+
+
+def test_squeeze_and_excite_scales_channels_by_what_the_image_holds():
+    """Nine tenths at first: a network that was trained without it still knows what it knew."""
+    net = zoo.build("tf_efficientnet_lite0", 10)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        before = net(images)
+        zoo.add_squeeze_excite(net, torch.nn.ReLU)
+        gate, inner = net.blocks[1][0].se, net.blocks[1][0].se.fc1
+        x = torch.randn(2, gate.fc1.in_channels, 4, 4)
+        factors = gate(x) / x
+        after = net(images)
+    assert (inner.in_channels, inner.out_channels) == (96, 4)  # 16 go into this block
+    assert torch.allclose(factors, factors[:, :, :1, :1], atol=1e-4)
+    assert 0.8 < factors.mean() < 0.97
+    assert after.shape == before.shape
