@@ -8,8 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cvlab import runner, sources
-from cvlab.cluster import ClusterError
+from cvlab import cluster, runner, sources
 from cvlab.paths import as_json, data_folder, project_root, store_text
 from cvlab.run import PROFILES, ParameterError
 
@@ -20,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         return options.do(options)
-    except (ParameterError, sources.DataError, FileNotFoundError, ClusterError) as error:
+    except (ParameterError, sources.DataError, FileNotFoundError, cluster.ClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -124,6 +123,12 @@ def value_of(text: str) -> Any:
 
 
 def _run(options) -> int:
+    if options.scheduler and options.jobs > 1:
+        raise ParameterError(
+            f"--jobs {options.jobs} and --scheduler {options.scheduler} were both given; give one "
+            "of them: jobs are processes of this machine, the scheduler's workers run one notebook "
+            "each."
+        )
     out = options.out
     if options.resume:
         if options.notebooks or options.profile or options.data or options.parameter:
@@ -141,7 +146,9 @@ def _run(options) -> int:
         names = runner.choose(options.notebooks)
         profile, data = options.profile or "smoke", options.data or "auto"
         plan = runner.Plan(names, profile, data, parameters)
-    how = {"jobs": options.jobs, "resume": options.resume, "scheduler": options.scheduler}
+    how = {"jobs": options.jobs, "resume": options.resume}
+    if options.scheduler:
+        how["crew"] = cluster.crew(options.scheduler, plan)
     results = runner.execute(plan, out, **how)
     print(f"\n{runner.table(results)}\n\nThe executed notebooks and figures are in {out}")
     print(_page_of(out))

@@ -126,7 +126,12 @@ def check(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def execute(
-    plan: Plan, out: Path, *, jobs: int = 1, resume: bool = False, scheduler: str | None = None
+    plan: Plan,
+    out: Path,
+    *,
+    jobs: int = 1,
+    resume: bool = False,
+    crew: AbstractContextManager[Crew] | None = None,
 ) -> list[Result]:
     """Execute the plan's notebooks into `out`, those already finished there left out on resume.
 
@@ -139,21 +144,19 @@ def execute(
         jobs: with more than 1, so many notebooks run side by side, each in a process of its own;
             their timings then disturb each other.
         resume: keep what has passed in `out`.
-        scheduler: address of a Dask scheduler, whose workers then run the notebooks; the plan's
-            data folder is one of theirs.
+        crew: who runs the notebooks, if not processes of this machine; see `cvlab.cluster.crew`.
 
     Raises:
         ParameterError: the plan is wrong; nothing has run.
         FileNotFoundError: the data folder does not exist; nothing has run.
-        ClusterError: the scheduler or its workers cannot be used; nothing has run.
     """
     given, paths = check(plan), notebook_paths()
-    with _crew(plan, out, jobs, scheduler) as crew:
+    with crew or _local_crew(plan, out, jobs) as run_all:
         results = _begin(plan, out, resume)
         todo = [name for name, result in results.items() if result.status != "passed"]
         tasks = [Task(paths[name], given[name], plan.profile, out) for name in todo]
         try:
-            for result in crew(tasks):
+            for result in run_all(tasks):
                 results[result.notebook] = result
         except (KeyboardInterrupt, BrokenExecutor) as error:
             why = str(error) or "interrupted"
@@ -192,19 +195,6 @@ def read_plan(out: Path) -> Plan:
     """The plan in a run's folder; what else is in `run.json` is for the report."""
     content = json.loads((out / "run.json").read_text())
     return Plan(**{key: value for key, value in content.items() if key != "about"})
-
-
-def _crew(plan: Plan, out: Path, jobs: int, scheduler: str | None) -> AbstractContextManager[Crew]:
-    if scheduler is None:
-        return _local_crew(plan, out, jobs)
-    if jobs > 1:
-        raise ParameterError(
-            f"--jobs {jobs} and --scheduler {scheduler} were both given; give one of them: jobs "
-            "are processes of this machine, the scheduler's workers run one notebook each."
-        )
-    from cvlab import cluster  # which imports this module
-
-    return cluster.crew(scheduler, plan)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from cvlab import cli, cluster, runner
+from cvlab.cluster import crew as crew_of
 
 pytest.importorskip("distributed")
 
@@ -169,8 +170,8 @@ def test_the_cluster_gives_the_same_as_this_machine(two_workers, capsys):
     rewrite(root, "11_bad", "1 / 0", "print('so far'); 1 / 0")
     plan = runner.Plan(PLAN.notebooks, data="synthetic", parameters={"N": 3})
     tables = []
-    for out, scheduler in ((root / "here", None), (root / "there", cluster.address)):
-        results = runner.execute(plan, out, scheduler=scheduler)
+    for out, crew in ((root / "here", None), (root / "there", crew_of(cluster.address, plan))):
+        results = runner.execute(plan, out, crew=crew)
         tables.append([(r.notebook, r.status, r.claims_held, r.claims, r.error) for r in results])
         for name in ("figures/10_what.png", "models/10_net.pt"):
             assert (out / name).read_text() == name
@@ -197,7 +198,7 @@ def test_a_lost_workers_notebook_runs_again_elsewhere(two_workers, capsys):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    results = runner.execute(PLAN, root / "out", scheduler=cluster.address)
+    results = runner.execute(PLAN, root / "out", crew=crew_of(cluster.address, PLAN))
     killer.join()
     assert [r.status for r in results] == ["passed"] * 3
     assert "11_bad: worker tcp://127.0.0.1" in capsys.readouterr().out
@@ -210,7 +211,7 @@ def test_a_notebook_that_kills_its_workers_fails_alone(two_workers, monkeypatch)
     cluster, root, _ = two_workers
     monkeypatch.setattr("cvlab.cluster.MAX_LOSSES", 1)
     rewrite(root, "11_bad", "1 / 0", "os.kill(os.getppid(), 9)")
-    results = runner.execute(PLAN, root / "out", scheduler=cluster.address)
+    results = runner.execute(PLAN, root / "out", crew=crew_of(cluster.address, PLAN))
     assert [r.status for r in results] == ["passed", "failed", "passed"]
     assert "workers were lost while they ran it" in results[1].error
 
@@ -256,7 +257,7 @@ def test_data_missing_on_a_worker_is_that_notebooks_failure(two_workers):
     """The folder is one of the workers; whether this machine has it too does not matter."""
     cluster, root, _ = two_workers
     plan = runner.Plan(["10_good"], data="/not/there")
-    (result,) = runner.execute(plan, root / "out", scheduler=cluster.address)
+    (result,) = runner.execute(plan, root / "out", crew=crew_of(cluster.address, plan))
     assert result.status == "failed"
     assert "on worker tcp://" in result.error
     assert "The data folder '/not/there' was given" in result.error
