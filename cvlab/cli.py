@@ -271,13 +271,12 @@ def _bench(options) -> int:
 
     loaded = data.load("cifar10", options.data)
     print(f"{loaded}\n{hardware().cpu}, {hardware().threads} threads, {versions()}")
-    tables = peers.report(loaded, options.data)
-    for title, table in tables.items():
-        print(f"\n{title}\n{table.round(3).to_string()}")
-    if options.out:
-        about = {"source": str(loaded), "cpu": hardware().cpu, "versions": versions()}
-        content = about | {title: t.reset_index().to_dict("records") for title, t in tables.items()}
-        store_text(as_json(content), options.out)
+    content = {"source": str(loaded), "cpu": hardware().cpu, "versions": versions()}
+    for title, table in peers.report(loaded, options.data):
+        print(f"\n{title}\n{table.round(3).to_string()}", flush=True)
+        content[title] = table.reset_index().to_dict("records")
+        if options.out:  # after each: what was measured is kept, whatever happens to the next
+            store_text(as_json(content), options.out)
     return 0
 
 

@@ -1,8 +1,12 @@
 """The comparisons of `make bench`: every rival does the same work, ours among them."""
 
+import subprocess
+import sys
+
+import pytest
 import torch
 
-from cvlab import export, openvino_int8, peers, runner, store
+from cvlab import export, openvino_int8, peers, store
 from cvlab.ladder import examples
 from cvlab.models import SmallCNN
 from cvlab.train import fit
@@ -36,10 +40,19 @@ def test_engines_race_on_one_image_and_on_the_batch(drawn, tmp_path):
     assert (table["throughput"] > 0).all()
 
 
-def test_the_smoke_run_is_told_by_notebook_and_in_all(monkeypatch):
-    found = [runner.Result("00", "passed", 20.0, 3, 3), runner.Result("01", "passed", 22.0, 8, 8)]
-    monkeypatch.setattr(runner, "choose", lambda asked: [one.notebook for one in found])
-    monkeypatch.setattr(runner, "execute", lambda plan, out: found)
+def test_the_smoke_run_is_timed_as_a_user_meets_it(workbook, monkeypatch):
+    """In a process of its own: after OpenVINO, starting kernels from the same one crashed."""
+    root, log = workbook
+    code = f"import pathlib, cvlab.paths as p; p.PACKAGE = pathlib.Path({str(root / 'cvlab')!r});"
+    code += "import sys; from cvlab.cli import main; sys.exit(main(sys.argv[1:]))"
+    real = subprocess.run
+    as_there = lambda command: real([sys.executable, "-c", code, *command[3:]])  # noqa: E731
+    monkeypatch.setattr(peers.subprocess, "run", as_there)
+    with pytest.raises(RuntimeError, match="did not pass"):
+        peers.smoke_run()
+    (root / "notebooks" / "11_bad.ipynb").unlink()
     table = peers.smoke_run()
-    assert table.loc["all", "seconds"] == 42
-    assert table.loc["01", "claims"] == 8
+    assert list(table.index) == ["10_good", "12_last", "all"]
+    assert table.loc["all", "claims"] == 1
+    assert table.loc["all", "seconds"] > table.loc["10_good", "seconds"] > 0
+    assert "last" in log.read_text()
