@@ -36,6 +36,7 @@ def test_a_trial_reaches_the_final_if_it_beats_what_is_known_by_a_standard_error
     assert error == pytest.approx(0.01)
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("name", tune.KNOWN_KNOBS)
 def test_what_is_known_is_a_point_of_its_space(name):
     """Optuna warns of a value outside, and takes it all the same."""
