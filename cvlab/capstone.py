@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from cvlab import engines, export, metrics, runtime, tune, zoo
+from cvlab import engines, export, runtime, tune, zoo
 from cvlab.bench import Contestant, race
 from cvlab.data import ImageData
 from cvlab.ladder import compared
 from cvlab.models import MODELS
 from cvlab.paths import PACKAGE, store_text
-from cvlab.records import text
+from cvlab.records import interval, text
 from cvlab.run import Run
 from cvlab.train import predict
 
@@ -114,9 +114,8 @@ def reports() -> pd.DataFrame:
     rows = tomllib.loads((PACKAGE / "reports.toml").read_text())["report"]
     table = pd.DataFrame(rows).set_index("what")
     for what, row in table.iterrows():
-        if row["n"]:
-            score = metrics.Score(float("nan"), round(row["accuracy"] * row["n"]), row["n"])
-            table.loc[what, ["low", "high"]] = score.interval
+        share = {"value": row["accuracy"], "unit": "fraction", "tags": {"n": row["n"]}}
+        table.loc[what, ["low", "high"]] = interval(share) or (np.nan, np.nan)
     return table
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import nbformat
 
 from cvlab.hardware import hardware, versions
-from cvlab.paths import as_json, data_folder, project_root, replace_atomically, store_text
+from cvlab.paths import as_json, data_folder, project_root, store_text
 from cvlab.run import MIME, STAND_IN_LABEL, ParameterError, check_parameters, profiles
 
 CELL_SECONDS = {"smoke": 600, "class": 3600, "full": None}  # a hung cell must not cost a night
@@ -169,8 +169,7 @@ def execute(
 def _begin(plan: Plan, out: Path, resume: bool) -> dict[str, Result]:
     """Store the plan in `out`; every notebook's result so far."""
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asdict(plan) | {"about": _about()}, indent=1)
-    replace_atomically(lambda path: path.write_text(text), out / "run.json")
+    store_text(as_json(asdict(plan) | {"about": _about()}), out / "run.json")
     earlier = {name: read_result(out / f"{name}.ipynb") for name in plan.notebooks if resume}
     results = {name: earlier.get(name, Result(name, "not run")) for name in plan.notebooks}
     for name in (name for name in results if results[name].status == "passed"):
@@ -193,7 +192,7 @@ def _about() -> dict[str, Any]:
 
 def read_plan(out: Path) -> Plan:
     """The plan in a run's folder; what else is in `run.json` is for the report."""
-    content = json.loads((out / "run.json").read_text())
+    content = json.loads((out / "run.json").read_text(encoding="utf-8"))
     return Plan(**{key: value for key, value in content.items() if key != "about"})
 
 

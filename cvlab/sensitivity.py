@@ -16,7 +16,7 @@ from onnxruntime.quantization import qdq_loss_debug
 
 from cvlab import runtime
 from cvlab.ladder import Examples, compared
-from cvlab.paths import replace_atomically
+from cvlab.paths import as_json, store_text
 from cvlab.progress import each
 from cvlab.quantize import Recipe, Source, batch_size, output_axis, weights
 
@@ -105,14 +105,13 @@ class Journal:
         self.path, self.rows = path, {}
         if path.is_file():
             with suppress(json.JSONDecodeError):  # damaged: measure again
-                self.rows = json.loads(path.read_text())
+                self.rows = json.loads(path.read_text(encoding="utf-8"))
 
     def row(self, key: str, measure: Callable[[], dict]) -> dict:
         """The row of this key, measured now if it is not known; JSON must be able to hold it."""
         if key not in self.rows:
             self.rows[key] = measure()
-            text = json.dumps(self.rows, indent=1)
-            replace_atomically(lambda file: file.write_text(text), self.path)
+            store_text(as_json(self.rows), self.path)
         return self.rows[key]
 
 
