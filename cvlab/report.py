@@ -19,6 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from cvlab import run_folder, safe_html
+from cvlab.exercises import OUTCOMES
 from cvlab.paths import replace_atomically
 from cvlab.records import interval
 from cvlab.run import STAND_IN_LABEL, ParameterError
@@ -57,6 +58,15 @@ class Claims:
     rows: list[tuple[str, list[bool | None]]]
     summary: str
     broken: bool  # at least one does not hold
+
+
+@dataclass
+class Exercises:
+    """A notebook's exercises: (name, in each run the outcome and what was said, or None)."""
+
+    notebook: str
+    rows: list[tuple[str, list[tuple[str, str] | None]]]
+    summary: str
 
 
 @dataclass
@@ -111,6 +121,8 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
         "names": names,
         "failed": [(run, n) for run in read for n in run.notebooks.values() if n.error],
         "claims": sorted(_claims(read, names), key=lambda claims: not claims.broken),
+        "exercises": list(_exercises(read, names)),
+        "marks": OUTCOMES,
         "rows": list(_rows(read)),
         "figures": {name: _figures(read, name) for name in names},
     }
@@ -129,6 +141,20 @@ def _claims(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Claims]:
             counts = [f"{run.label}: {count}" for run, count in zip(runs, counts, strict=True)]
         if rows:
             yield Claims(name, rows, " · ".join(counts), False in rows[0][1])
+
+
+def _exercises(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Exercises]:
+    """The exercises of each notebook of which at least one was attempted, in each run."""
+    for name in names:
+        done = [run.notebooks[name].exercises if name in run.notebooks else {} for run in runs]
+        exercises = dict.fromkeys(exercise for one in done for exercise in one)
+        rows = [(exercise, [one.get(exercise) for one in done]) for exercise in exercises]
+        solved = [sum(outcome == "solved" for outcome, _ in one.values()) for one in done]
+        counts = [f"{count} of {len(rows)} solved" for count in solved]
+        if len(runs) > 1:
+            counts = [f"{run.label}: {count}" for run, count in zip(runs, counts, strict=True)]
+        if {outcome for one in done for outcome, _ in one.values()} - {"not attempted"}:
+            yield Exercises(name, rows, " · ".join(counts))
 
 
 def _figures(runs: Sequence[Run], name: str) -> list[list[safe_html.Output | None]]:

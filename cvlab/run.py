@@ -9,6 +9,7 @@ import math
 import os
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -90,6 +91,20 @@ class Run:
         self.claims.append((text, holds))
         print(f"{'✓' if holds else '✗'} {text}")
         _store({"claim": text, "holds": holds})
+
+    def check(self, answer: Callable) -> None:
+        """Check an exercise, see `cvlab.exercises`; print the outcome and store it for the report.
+
+        A wrong answer stops nothing: the rest of the notebook can run.
+
+        Args:
+            answer: the learner's function, with the stub's name.
+        """
+        from cvlab import exercises
+
+        outcome, said = exercises.judge(answer)
+        print(f"{exercises.OUTCOMES[outcome]} {answer.__name__}: {said}")
+        _store({"exercise": answer.__name__, "outcome": outcome, "said": said})
 
     def show(self, figure, what: str) -> None:
         """Show a figure and save it as `<notebook's number>_<what>.png` in the output folder.

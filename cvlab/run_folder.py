@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 
 from cvlab import safe_html
+from cvlab.exercises import OUTCOMES
 from cvlab.run import ParameterError
 from cvlab.runner import records
 
@@ -35,6 +36,7 @@ class Notebook:
     began: str = ""  # ISO, UTC
     claims: dict[str, bool] = field(default_factory=dict)
     records: list[dict] = field(default_factory=list)
+    exercises: dict[str, tuple[str, str]] = field(default_factory=dict)  # outcome, what was said
     error: str = ""
     traceback: str = ""
     cells: list[safe_html.Cell] = field(default_factory=list)
@@ -205,6 +207,8 @@ def _notebook(folder: Path, name: str, names: list[str]) -> Notebook:
     for claim in (entry for entry in stored if "claim" in entry):
         text = str(claim["claim"])
         notebook.claims[text] = notebook.claims.get(text, True) and claim.get("holds") is True
+    for entry in (entry for entry in stored if str(entry.get("outcome")) in OUTCOMES):
+        notebook.exercises[str(entry.get("exercise"))] = entry["outcome"], str(entry.get("said"))
     measured = [record for record in stored if _is_record(record)]
     notebook.records = [r for r in measured if r["name"] != "notebook_seconds"]
     papermill = content.metadata.get("papermill") or {}

@@ -43,6 +43,10 @@ def claim(text, holds=True):
     return shown(record={"claim": text, "holds": holds}, plain="")
 
 
+def exercise(name, outcome, said=""):
+    return shown(record={"exercise": name, "outcome": outcome, "said": said}, plain="")
+
+
 def figure(title, colour="navy"):
     return shown(png=png(colour), plain=f"Figure: {title}")
 
@@ -230,6 +234,27 @@ def test_several_runs_stand_side_by_side(two_notebooks, tmp_path):
         assert (index.parent / link["href"]).is_file()
 
 
+def test_exercises_show_what_each_student_solved(tmp_path):
+    """The instructor puts the students' folders side by side; untouched notebooks stay away."""
+    for name, outcomes in {"ann": ("solved", "wrong"), "ben": ("not attempted", "solved")}.items():
+        folder = plan(tmp_path / name, "10_one", "11_two")
+        done = [exercise(f"e{i}", o, f"said of {o}") for i, o in enumerate(outcomes)]
+        store(folder / "10_one.ipynb", claim("c"), *done)
+        store(folder / "11_two.ipynb", claim("c"), exercise("e3", "not attempted", "to do"))
+    ann = page(report.write([tmp_path / "ann"]))
+    assert table(ann, "exercises") == [["e0", "✓ solved"], ["e1", "✗ wrong : said of wrong"]]
+    assert "1 of 2 solved" in ann.select_one("#exercises summary").text
+    both = page(report.write([tmp_path / "ann", tmp_path / "ben"]))
+    assert table(both, "exercises")[0] == ["e0", "✓ solved", "○ not attempted"]
+    assert "ann: 1 of 2 solved · ben: 1 of 2 solved" in both.select_one("#exercises summary").text
+
+
+def test_an_exercise_checked_again_counts_as_it_was_last(tmp_path):
+    folder = plan(tmp_path / "a", "10_one")
+    store(folder / "10_one.ipynb", exercise("e", "wrong", "no"), exercise("e", "solved", "yes"))
+    assert table(page(report.write([folder])), "exercises") == [["e", "✓ solved"]]
+
+
 # --- odd folders ---------------------------------------------------------------------------------
 
 
@@ -392,6 +417,7 @@ STRANGE = [
     record("n", 0.5, n=-5), record("n", 7.0, n=5), record("n", 0.5, n=10**200),
     record("no number", HTML[0]), record(None, 1), record("true", True),
     shown(record={"claim": HTML[0], "holds": HTML[0]}, plain=""),
+    exercise(HTML[0], "wrong", HTML[0]), exercise([HTML[2]], ["wrong"]), exercise("e", HTML[0]),
 ]  # fmt: skip
 ERROR = new_output("error", ename=HTML[0], evalue=HTML[2], traceback=[f"\x1b[31m{HTML[2]}"])
 

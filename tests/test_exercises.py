@@ -1,0 +1,333 @@
+"""The exercises: solutions pass, usual mistakes are named, an untouched stub disturbs nothing."""
+
+import ast
+import re
+import textwrap
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from cvlab import checks, exercises
+from cvlab.run import start
+from cvlab.runner import records
+
+NOTEBOOKS = {
+    path.stem: nbformat.read(path, as_version=4)
+    for path in sorted((Path(__file__).parent.parent / "notebooks").glob("0[1-6]*.ipynb"))
+}
+EXERCISES = {  # name -> (notebook, number)
+    re.search(r"run\.check\((\w+)\)", cell.source)[1]: (name, cell.id[-1])
+    for name, notebook in NOTEBOOKS.items()
+    for cell in notebook.cells
+    if re.fullmatch(r"exercise-\d", cell.id)
+}
+CLOCK = """from time import perf_counter as now
+{}times = []
+for _ in range(calls):
+    began = now(); call(); times.append(now() - began)
+return {}"""
+# Exercise -> (a wrong body of the stub, a part of what its learner must be told).
+WRONG = {
+    "momentum_step": [
+        (
+            "velocity = 0.9 * velocity + 0.1 * gradient; return weight - lr * velocity, velocity",
+            "10 times too small",
+        ),
+        ("velocity = 0.9 * velocity + gradient; return weight + lr * velocity, velocity", "uphill"),
+        ("return weight - lr * gradient, 0 * velocity", "nothing of the first"),
+        ("return weight - lr * gradient", "2 things were expected"),
+        ("return weight[0], velocity", "shape [4] was expected, [] came"),
+    ],
+    "adam_step": [
+        (
+            "mean = 0.9 * mean + 0.1 * gradient; square = 0.999 * square + 0.001 * gradient**2\n"
+            "return weight - lr * mean / (square.sqrt() + eps), mean, square",
+            "factor of 3",
+        ),
+        (
+            "mean = 0.9 * mean + 0.1 * gradient; square = 0.999 * square + 0.001 * gradient**2\n"
+            "root = (square / (1 - 0.999**step) + eps).sqrt()\n"
+            "return weight - lr * mean / (1 - 0.9**step) / root, mean, square",
+            "outside of the root",
+        ),
+    ],
+    "fair_rates": [
+        (
+            "return table.loc[table.groupby('optimizer').score.idxmax()].set_index('optimizer').lr",
+            "lucky seed",
+        ),
+        ("return {'SGD': 0.1}", "those of ['SGD'] came"),
+        ("return 0.1", "a dictionary was expected"),
+    ],
+    "output_size": [
+        ("return -(-(size + 2 * padding - kernel) // stride) + 1", "round down, not up"),
+        ("return (size + padding - kernel) // stride + 1", "both sides"),
+        ("return (size + 2 * padding - kernel) // stride", "+ 1"),
+        ("return (size + 2 * padding - kernel) / stride + 1", "whole number"),
+        ("return size // stride", "was expected"),
+    ],
+    "blur_pool": [
+        ("return images[:, :, ::2, ::2]", "without a blur"),
+        ("return torch.nn.functional.avg_pool2d(images, 2)", "not 1-2-1"),
+        ("return images[:, :, ::2]", "shape [2, 3, 4, 4] was expected"),
+    ],
+    "same_answer": [
+        (
+            "moved = torch.roll(images, 1, dims=3)\n"
+            "return (model(images).argmax(1) != model(moved).argmax(1)).float().mean()",
+            "answer changed",
+        ),
+        (
+            "moved = torch.roll(images, 1, dims=2)\n"
+            "return (model(images).argmax(1) == model(moved).argmax(1)).float().mean()",
+            "down",
+        ),
+        ("return (model(images) == model(torch.roll(images, 1, 3))).float().mean()", "not logits"),
+    ],
+    "interval": [
+        ("p = right / n; h = 1.96 * (p * (1 - p) / n) ** 0.5; return p - h, p + h", "certainty"),
+        ("return 0.5", "2 things"),
+    ],
+    "multiplications": [
+        ("return conv.weight.numel()", "number of weights"),
+        (
+            "k = conv.weight[0, 0].numel()\n"
+            "return k * conv.in_channels * conv.out_channels * height * width",
+            "with groups",
+        ),
+        ("return 2 * conv.weight.numel() * height * width", "one MAC is both"),
+    ],
+    "likeliest_group": [
+        ("return torch.stack([probabilities[:, g].sum(1) for g in groups]).argmax(0)", "sum"),
+        ("return torch.stack([probabilities[:, g].amax(1) for g in groups]).argmax(0)", "maximum"),
+        ("return torch.stack([probabilities[:, g].mean(1) for g in groups], 1)", "shape [60]"),
+    ],
+    "images_needed": [
+        ("return int(np.ceil(4 * p * (1 - p) / gap**2))", "both scores"),
+        ("return int(np.ceil(2 * p * (1 - p) / gap**2))", "one standard error"),
+        ("return 8 * p * (1 - p) / gap**2", "round up"),
+    ],
+    "survivors": [
+        ("return set(sorted(curves, key=lambda name: curves[name][-1])[-2:])", "future"),
+        ("return set(sorted(curves, key=lambda name: curves[name][0])[-4:])", "after epoch 2"),
+        ("return {'A'}", "['A'] came"),
+        ("return 3", "a set of names"),
+    ],
+    "suggest": [
+        (
+            "trial.suggest_float('lr', 1e-4, 1)\n"
+            "for i in range(trial.suggest_int('layers', 1, 3)): "
+            "trial.suggest_int(f'units_{i}', 16, 128)\n"
+            "return trial.params",
+            "log=True",
+        ),
+        (
+            "trial.suggest_float('lr', 1e-4, 1, log=True); trial.suggest_int('layers', 1, 3)\n"
+            "for i in range(3): trial.suggest_int(f'units_{i}', 16, 128)\n"
+            "return trial.params",
+            "one 'units_i' for each layer",
+        ),
+        ("return {'lr': trial.suggest_float('lr', 1e-4, 1, log=True)}", "['lr'] came"),
+        ("trial.suggest_int('layers', 1, 3); return {}", "return what was suggested"),
+        (
+            "trial.suggest_float('lr', 1e-3, 1, log=True)\n"
+            "for i in range(trial.suggest_int('layers', 1, 3)): "
+            "trial.suggest_int(f'units_{i}', 16, 128)\n"
+            "return trial.params",
+            "between 0.0001 and 1",
+        ),
+    ],
+    "milliseconds": [
+        (CLOCK.format("call(); ", "1000 * np.mean(times)"), "spoil a mean"),
+        (CLOCK.format("", "1000 * np.median(times)"), "before you start the clock"),
+        (CLOCK.format("call(); ", "np.median(times)"), "in seconds"),
+        (CLOCK.format("call(); ", "1000 * min(times)"), "luckiest"),
+        (CLOCK.format("call(); ", "times"), "one number was expected"),
+    ],
+    "fold": [
+        (
+            "conv.weight.data *= (norm.weight / norm.running_var.sqrt()).view(-1, 1, 1, 1)\n"
+            "return conv",
+            "eps is missing",
+        ),
+        ("return conv", "the same as before"),
+        ("return torch.nn.Sequential(conv, norm)", "Sequential came"),
+        (
+            "s = norm.weight / (norm.running_var + norm.eps).sqrt()\n"
+            "conv.weight.data *= s.view(-1, 1, 1, 1)\n"
+            "conv.bias.data = norm.bias - s * norm.running_mean\nreturn conv",
+            "the bias, of a convolution with one",
+        ),
+    ],
+    "to_file": [
+        (
+            "torch.onnx.export(net.eval(), (torch.zeros(1, 3, 8, 8),), file, "
+            "external_data=False, verbose=False)\nreturn file",
+            "must be dynamic",
+        ),
+        (
+            "torch.onnx.export(net.eval(), (torch.zeros(2, 3, 8, 8),), file, "
+            "dynamic_shapes=({0: 'batch'},), verbose=False)\nreturn file",
+            "external_data=False",
+        ),
+        ("return file", "no file was written"),
+    ],
+    "to_uint8": [
+        (
+            "return np.round(x / scale + zero_point).astype(np.int64).astype(np.uint8)",
+            "clip before",
+        ),
+        ("return np.round(x / scale) + zero_point", "clip to 0"),
+        ("return np.clip(x / scale + zero_point, 0, 255).astype(np.uint8)", "cuts the fraction"),
+        ("return np.clip(np.floor(x / scale + 0.5) + zero_point, 0, 255)", "even neighbour"),
+        ("return np.clip(np.round(x / scale) + zero_point, 0, 255)", "astype(np.uint8)"),
+    ],
+    "scale_and_zero_point": [
+        ("scale = (high - low) / 255; return scale, round(-low / scale)", "must reach to 0"),
+        ("low, high = min(low, 0), max(high, 0); return (high - low) / 256, 0", "255 steps"),
+        (
+            "low, high = min(low, 0), max(high, 0); scale = (high - low) / 255\n"
+            "return scale, -low / scale",
+            "must be rounded",
+        ),
+    ],
+    "fake_quantize": [
+        ("return torch.clamp(torch.round(x / scale), -128, 127) * scale", "gradient 0 nearly"),
+        ("return torch.round(x / scale) * scale", "clip"),
+        ("return torch.clamp(torch.round(x / scale), -128, 127)", "by the scale again"),
+        (
+            "r = torch.clamp(torch.round(x / scale), -128, 127) * scale\n"
+            "return x + (r - x).detach()",
+            "outside of the ruler",
+        ),
+        (
+            "return torch.clamp(torch.round(x.detach() / scale), -128, 127) * scale",
+            "no gradient flows",
+        ),
+    ],
+}
+
+
+def cells(name):
+    """The text and the stub of an exercise."""
+    notebook, number = EXERCISES[name]
+    by_id = {cell.id: cell for cell in NOTEBOOKS[notebook].cells}
+    return by_id[f"exercise-{number}-text"], by_id[f"exercise-{number}"]
+
+
+def outcome(name, source):
+    """What the check says of a function defined by this source, in its notebook's names."""
+    names = {"torch": torch, "np": np}
+    exec(compile(source, "<answer>", "exec"), names)
+    return exercises.judge(names[name])
+
+
+def with_body(name, body):
+    """The stub with another body."""
+    stub = cells(name)[1].source.split("\n\n\nrun.check")[0]
+    return stub.replace("    ...", textwrap.indent(body, "    "))
+
+
+def test_there_are_three_in_each_of_six_notebooks_and_each_has_its_check():
+    assert [[*NOTEBOOKS].index(notebook) for notebook, _ in EXERCISES.values()] == [
+        place for place in range(6) for _ in range(3)
+    ]
+    assert set(EXERCISES) == set(checks.CHECKS) == set(WRONG)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_its_text_says_how_hard_and_how_long_and_unfolds_hints_and_a_solution(name):
+    text = cells(name)[0].source
+    assert re.search(r"^\*(●○○|●●○|●●●) · \d+ minutes\*$", text, re.M)
+    folds = re.findall(r"<details><summary>(.*?)</summary>\n\n.+?\n\n</details>", text, re.DOTALL)
+    assert folds[-1] == "Solution"
+    assert folds[:-1] == [f"Hint {i}" for i in range(1, len(folds))]
+    assert len(folds) >= 3
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_published_stub_says_that_it_was_not_attempted(name):
+    """In the same words wherever it is executed, so that headless runs pass and compare."""
+    (said,) = (o.text for o in cells(name)[1].outputs if o.output_type == "stream")
+    assert said == f"○ {name}: {exercises.TO_DO}\n"
+    stub = cells(name)[1].source.split("\n\n\nrun.check")[0]
+    assert outcome(name, stub) == ("not attempted", exercises.TO_DO)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_its_folded_solution_is_right(name):
+    solution = re.search(r"```python\n(.+?)```", cells(name)[0].source, re.DOTALL)[1]
+    found, said = outcome(name, solution)
+    assert found == "solved", said
+
+
+@pytest.mark.parametrize(("name", "body", "hint"), [(n, *w) for n in WRONG for w in WRONG[n]])
+def test_a_usual_mistake_is_named(name, body, hint):
+    found, said = outcome(name, with_body(name, body))
+    assert found == "wrong"
+    assert hint in said
+
+
+def test_an_error_in_the_answer_names_its_line():
+    def output_size(size, kernel, stride, padding):
+        return size / 0
+
+    said = "your code stopped with ZeroDivisionError in `return size / 0`: division by zero"
+    assert exercises.judge(output_size) == ("wrong", said)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_what_is_no_answer_is_wrong_and_stops_nothing(name):
+    """A learner may return anything."""
+    for value in ("'text'", "[]", "object()", "float('nan')", "{}"):
+        assert outcome(name, with_body(name, f"return {value}"))[0] == "wrong", value
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_its_name_hides_nothing_that_the_notebook_uses(name):
+    """Else a cell that is run again finds the learner's function in place of its own."""
+    sources = [c.source for c in NOTEBOOKS[EXERCISES[name][0]].cells if c.cell_type == "code"]
+    others = [s for s in sources if f"run.check({name})" not in s and "%pip" not in s]
+    nodes = [node for source in others for node in ast.walk(ast.parse(source))]
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    imported = {alias.name for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
+    assert name not in names | imported
+
+
+def test_a_check_leaves_random_numbers_as_they_were():
+    before = torch.get_rng_state()
+    outcome("output_size", with_body("output_size", "torch.manual_seed(5); return 1"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_renamed_answer_is_refused_by_name():
+    def other():
+        return 1
+
+    with pytest.raises(ValueError, match="no exercise 'other'; keep the stub's name"):
+        exercises.judge(other)
+
+
+def test_the_run_prints_and_stores_the_outcome(capsys, monkeypatch):
+    stored = []
+    monkeypatch.setattr("cvlab.run._store", stored.append)
+    run = start("01_optimizers", "smoke")
+    capsys.readouterr()
+
+    def output_size(size, kernel, stride, padding):
+        return size
+
+    run.check(output_size)
+    assert capsys.readouterr().out.startswith("✗ output_size: size 33, kernel 2, stride 2")
+    (entry,) = stored
+    assert (entry["exercise"], entry["outcome"]) == ("output_size", "wrong")
+    assert entry["said"].startswith("size 33, kernel 2, stride 2")
+
+
+def test_the_published_notebooks_hold_their_outcomes():
+    for name, notebook in NOTEBOOKS.items():
+        found = [r["exercise"] for r in records(notebook) if "exercise" in r]
+        assert found == [exercise for exercise, (where, _) in EXERCISES.items() if where == name]
