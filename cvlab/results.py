@@ -1,4 +1,4 @@
-"""Published results: `data/results/*.json` and README's tables, made from the committed notebooks.
+"""Published results: `data/results/` and README's tables, made from the committed notebooks.
 
 README holds each table between two comments, `<!-- NAME -->` and `<!-- end -->`; what stands
 between them is made anew by `python -m cvlab results`, and nothing else is touched.
@@ -50,10 +50,13 @@ def expected() -> dict[Path, str]:
     for path in sorted(folder.glob("*_full.json")):
         found[path.stem] = json.loads(path.read_text(encoding="utf-8"))["records"]
     wanted = tomllib.loads((PACKAGE / "readme.toml").read_text(encoding="utf-8"))
-    tables = {"notebooks": notebooks(found, wanted["questions"])}
-    tables["headlines"] = headlines(found, wanted["headline"])
-    if (folder / "bench.json").is_file():
-        tables["bench"] = bench(json.loads((folder / "bench.json").read_text(encoding="utf-8")))
+    measured = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
+    files[folder / "README.md"] = bench(measured)
+    tables = {
+        "notebooks": notebooks(found, wanted["notebook"]),
+        "headlines": headlines(found, wanted["headline"]),
+        "peers": peers(measured, wanted["peer"]),
+    }
     readme = _read(root / "README.md") or ""
     for name, text in tables.items():
         readme = _put(readme, name, text)
@@ -93,25 +96,41 @@ def _value(wanted: Mapping, found: Mapping[str, list[dict]]) -> str:
     return f"{middle} (mean of {len(values)} seeds, {low} to {high})"
 
 
-def notebooks(found: Mapping[str, list[dict]], questions: Mapping[str, str]) -> str:
-    """README's table of notebooks: the question of each, and how long it took."""
+def notebooks(found: Mapping[str, list[dict]], wanted: Sequence[Mapping]) -> str:
+    """README's overview: a figure of each notebook, its question, and how long it took."""
     rows = []
-    for name, question in questions.items():
+    for one in wanted:
+        name, there = one["name"], f"notebooks/{one['name']}.ipynb"
+        picture = f'<img src="figures/{one["figure"]}" width="240" alt="a figure of {name}">'
         seconds = _value({"notebook": name, "name": "notebook_seconds"}, found)
-        link = f"[{name}](notebooks/{name}.ipynb)"
-        rows.append((link, question, seconds))
-    return _table(("", "question", "time on 2 CPU cores"), rows)
+        text = f"**[{name}]({there})**<br>{one['question']}"
+        rows.append((f"[{picture}]({there})", text, seconds))
+    return _table(("", "question", "on 2 CPU cores"), rows)
+
+
+def peers(measured: Mapping[str, Any], wanted: Sequence[Mapping]) -> str:
+    """README's table of our ways beside the usual ones, a row each of `bench.json`'s tables."""
+    rows = []
+    for one in wanted:
+        ways = {
+            row["way"]: f"{_number(row[one['column']])} {one['unit']}"
+            for row in measured[one["table"]]
+        }
+        rows.append((one["what"], *(f"{ways[one[k]]} ({one[k]})" for k in ("usual", "ours"))))
+    return _table(("", "usual", "ours"), rows)
 
 
 def bench(stored: Mapping[str, Any]) -> str:
-    """README's tables of peers, one for each comparison in `bench.json`."""
-    lines = [f"{stored['cpu']}; {stored['versions']}; {stored['source']}."]
+    """`data/results/README.md`: a table for each comparison in `bench.json`."""
+    about = "What `make bench` measured: our ways beside the usual ones, contestants in turns."
+    lines = ["# Beside the usual ways", "", about, "Made by `python -m cvlab results`."]
+    lines += ["", f"{stored['cpu']}; {stored['versions']}; {stored['source']}."]
     for title, rows in stored.items():
         if isinstance(rows, list):
             head = tuple(name for name in rows[0] if name != "index")
             body = [tuple(_number(row[name]) for name in head) for row in rows]
-            lines += ["", f"**{title[0].upper() + title[1:]}**", "", _table(head, body)]
-    return "\n".join(lines)
+            lines += ["", f"## {title[0].upper() + title[1:]}", "", _table(head, body)]
+    return "\n".join(lines) + "\n"
 
 
 def _number(value: Any) -> str:

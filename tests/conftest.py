@@ -1,5 +1,8 @@
 """Shared small data. Tests never look at the machine's own data: each names where it looks."""
 
+import subprocess
+from pathlib import Path
+
 import nbformat
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from cvlab import data as cvdata
 
+ROOT = Path(__file__).parent.parent
 PROFILES = """
 [10_good.smoke]
 n = 1
@@ -36,6 +40,17 @@ def threads_as_before():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tracked():
+    """Every file that is in git, or new and not ignored; paths as GitHub writes them."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others"]
+    command += ["--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [path for path in listed.split("\0") if path and (ROOT / path).is_file()]
 
 
 @pytest.fixture(scope="session")

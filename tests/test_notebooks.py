@@ -1,5 +1,6 @@
 """Every notebook: its anatomy, its smoke run, its records, and what nbval compares."""
 
+import json
 import os
 import re
 import subprocess
@@ -103,6 +104,18 @@ def test_its_file_is_clean(request, notebook):
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
     widgets = notebook.metadata.get("widgets", {})
     assert all("state" in content for content in widgets.values())  # else GitHub shows nothing
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_github_and_colab_can_show_it(path):
+    """As it lies on disk: reading would add what is missing, and only warn of what is wrong."""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    nbformat.validate(stored)
+    assert (stored["nbformat"], stored["nbformat_minor"]) == (4, 5)
+    assert set(stored["metadata"]) <= {"kernelspec", "language_info", "widgets"}
+    assert stored["metadata"]["kernelspec"]["name"] == "python3"
+    for cell in stored["cells"]:  # no times of papermill, no settings of Colab
+        assert set(cell["metadata"]) <= {"tags"}, cell["id"]
 
 
 # --- runs ----------------------------------------------------------------------------------------

@@ -69,5 +69,9 @@ def test_every_comparison_of_the_bench_becomes_a_table():
     stored = {"cpu": "C", "versions": "V", "source": "S"}
     stored["feeding"] = [{"way": "ours", "median": 160246.04, "times": 24.727}]
     text = results.bench(stored)
+    wanted = {"what": "w", "table": "feeding", "usual": "theirs", "ours": "ours", "unit": "a s"}
+    stored["feeding"].append({"way": "theirs", "median": 6481.6, "times": 1})
+    row = "| w | 6,482 a s (theirs) | 160,246 a s (ours) |"
+    assert row in results.peers(stored, [wanted | {"column": "median"}])
     assert "C; V; S." in text
     assert "| ours | 160,246 | 24.7 |" in text
