@@ -1,11 +1,12 @@
 # make run   executes the whole workbook on small data, into runs/<time>/
 # make test  checks everything: style, tests, every notebook
-# Both create .venv and install into it first, when something changed. PYTHON names another Python.
+# make colab rebuilds Colab's environment and tries the notebooks in it; COLAB_PYTHON names a 3.12
+# All create .venv and install into it first, when something changed. PYTHON names another Python.
 PYTHON ?= python3
 BIN := .venv/bin
 CI_FLAGS ?=
 
-.PHONY: run test publish bench
+.PHONY: run test publish bench colab
 
 run: .venv/installed
 	@echo "== Running every notebook (smoke profile, about five minutes) =="
@@ -26,6 +27,10 @@ bench: .venv/installed
 	@echo "== Our ways beside the usual ones (about 20 minutes, alone on the machine) =="
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[openvino]'
 	@$(BIN)/python -m cvlab bench --out data/results/bench.json && $(BIN)/python -m cvlab results
+
+colab: .venv/installed
+	@echo "== The notebooks in an environment like Colab's (some 10 minutes, alone on the machine) =="
+	@$(BIN)/python tests/colab.py $(if $(COLAB_PYTHON),--python $(COLAB_PYTHON))
 
 .venv/installed: requirements.txt pyproject.toml
 	@echo "== Installing into .venv (some minutes the first time) =="

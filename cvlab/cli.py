@@ -102,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--out", type=Path, help="also store the numbers in this JSON file")
     bench.set_defaults(do=_bench)
 
+    address = commands.add_parser("address", help="show or set where this lies on GitHub")
+    address.add_argument("to", nargs="?", metavar="OWNER/NAME", help="default: show it")
+    address.set_defaults(do=_address)
+
     doctor = commands.add_parser("doctor", help="what is here, what is missing, what to do")
     doctor.set_defaults(do=_doctor)
     return parser
@@ -277,6 +281,23 @@ def _bench(options) -> int:
         content[title] = table.reset_index().to_dict("records")
         if options.out:  # after each: what was measured is kept, whatever happens to the next
             store_text(as_json(content), options.out)
+    return 0
+
+
+def _address(options) -> int:
+    from cvlab import address
+
+    try:
+        if options.to is None:
+            line, agree = address.state(address.places())
+            print(line)
+            return 0 if agree else 1
+        new = address.parse(options.to)
+        changed = [str(path.relative_to(project_root())) for path in address.change(new)]
+    except address.AddressError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{new} written to {', '.join(changed)}" if changed else f"{new} is named already")
     return 0
 
 

@@ -7,6 +7,7 @@ what a model was made with: `cvlab.store` makes it again from that.
 from collections.abc import Sequence
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,6 +83,23 @@ def conv_block(
     return nn.Sequential(*layers, NORMS[norm](outputs), nn.ReLU(inplace=True))
 
 
+class ChannelMax(nn.AdaptiveMaxPool2d):
+    """The largest value of each channel.
+
+    While it is exported it says so in other words: torch 2.11, which Colab has, cannot translate
+    adaptive max pooling to ONNX; torch 2.13 makes the same operator of both.
+    """
+
+    def __init__(self):
+        super().__init__(1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, C, 1, 1]."""
+        if torch.compiler.is_exporting():
+            return features.amax((2, 3), keepdim=True)
+        return super().forward(features)
+
+
 class SmallCNN(nn.Module):
     """Six convolutions, strong for its size: above 87 % on CIFAR-10 after minutes on 2 cores.
 
@@ -100,9 +118,7 @@ class SmallCNN(nn.Module):
             conv_block(96, 96),
             conv_block(96, 96),
         )
-        self.classifier = nn.Sequential(
-            nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(96, classes)
-        )
+        self.classifier = nn.Sequential(ChannelMax(), nn.Flatten(), nn.Linear(96, classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, 3, 32, 32] to logits [N, classes]."""
@@ -184,9 +200,7 @@ class TunableCNN(nn.Module):
             layers.append(conv_block(outputs // 2, outputs, pooling=pooling, norm=norm))
             layers += [conv_block(outputs, outputs, norm=norm) for _ in range(depth - 1)]
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(
-            nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8 * width, classes)
-        )
+        self.classifier = nn.Sequential(ChannelMax(), nn.Flatten(), nn.Linear(8 * width, classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, 3, 32, 32] to logits [N, classes]."""

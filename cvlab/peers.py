@@ -29,6 +29,9 @@ BATCH = 128
 def feed_rate(data: ImageData, *, images: int = 20_000, rounds: int = 5, device="cpu"):
     """Images a second of one augmented pass (random crop, flip, normalise) over the training set.
 
+    In one thread, besides the workers' own: feeding should leave the cores to the network, and
+    where another program takes a core, two threads that wait for each other are far slower.
+
     Returns:
         data frame, one row a way to feed: `median`, `p10`, `p90` in images a second, `n` passes,
         and `times`, the speed relative to a DataLoader with 2 workers.
@@ -43,7 +46,12 @@ def feed_rate(data: ImageData, *, images: int = 20_000, rounds: int = 5, device=
     }
     calls = {name: lambda loader=loader: _drain(loader) for name, loader in ways.items()}
     calls["Batches"] = lambda: _drain(ours.epoch())
-    timed = compare(calls, rounds=rounds, warmup=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        timed = compare(calls, rounds=rounds, warmup=1)
+    finally:
+        torch.set_num_threads(threads)
     return _rates(timed, len(ours) * BATCH)
 
 

@@ -33,6 +33,7 @@ class Rounded(nn.Module):
     def __init__(self, layer: nn.Module, output: bool):
         super().__init__()
         self.layer, self.output, self.mode, self.seen = layer, output, "watch", []
+        self.cut = ()  # low and high as numbers, once `finish` has fixed them
         self.register_buffer("low", torch.tensor(0.0))
         self.register_buffer("high", torch.tensor(0.0))
 
@@ -63,7 +64,7 @@ class Rounded(nn.Module):
     def _cut(self, x: Tensor) -> Tensor:
         """Without rounding; a ReLU becomes the Clip that keeps the range."""
         x = x if isinstance(self.layer, CUTTING) else self.layer(x)
-        return x.clamp(float(self.low), float(self.high)) if self.output else x
+        return x.clamp(*self.cut) if self.output else x
 
     def settle(self) -> None:
         """Take the range from what was seen, and round from now on."""
@@ -146,5 +147,5 @@ def finish(net: nn.Module) -> nn.Module:
     plain = deepcopy(net).eval()
     for module in plain.modules():
         if isinstance(module, Rounded):
-            module.mode = "cut"
+            module.mode, module.cut = "cut", (module.low.item(), module.high.item())
     return plain

@@ -51,7 +51,7 @@ def ravine(names: Sequence[str] = ("momentum", "Nesterov", "SGD", "Adagrad", "Ad
         points = optimizers.path(name, rate, momentum=momentum, angle=angle)
         distance = np.hypot(*points[-1])
         end = "left for infinity" if np.isnan(distance) else f"{distance:.2g} from the minimum"
-        walk = {"name": f"rate {rate:.2g}", "angle": angle, "points": points}
+        walk = {"name": f"rate {rate:.3g}", "angle": angle, "points": points}
         figure = plots.ravine_paths([walk], optimizers.ravine, f"{name}: after 60 steps {end}")
         figure.set_size_inches(5, 4.6)
         return figure
@@ -198,7 +198,8 @@ def _interactive(draw: Callable, controls: dict[str, widgets.Widget]) -> widgets
 
     from cvlab.run import png
 
-    picture = widgets.Image(format="png")
+    natural = {"align_self": "flex-start", "max_width": "100%"}  # a VBox would stretch it
+    picture = widgets.Image(format="png", layout=natural)
 
     def redraw(change=None) -> None:
         figure = draw(**{name: control.value for name, control in controls.items()})

@@ -6,7 +6,7 @@ import torch
 
 from cvlab import data as cvdata
 from cvlab import plots, synthetic
-from cvlab.models import LeNet, SmallCNN
+from cvlab.models import ChannelMax, LeNet, SmallCNN
 from cvlab.train import evaluate, fit
 
 
@@ -55,3 +55,12 @@ def test_names_at_the_ends_of_curves_keep_their_distance():
         [0.5, 0.55, 0.1, 0.6]
     )
     assert plots.apart([0.9, 0.1], 0.05).tolist() == [0.9, 0.1]
+
+
+def test_the_largest_of_a_channel_is_the_same_while_exported():
+    """Exported without adaptive pooling, which the torch that Colab has cannot put into ONNX."""
+    layer, features = ChannelMax(), torch.randn(4, 8, 5, 5)
+    assert torch.equal(layer(features), features.amax((2, 3), keepdim=True))
+    program = torch.export.export(layer, (features,))
+    assert torch.equal(program.module()(features), layer(features))
+    assert "adaptive" not in str(program.graph)

@@ -15,6 +15,12 @@ from cvlab.optimizers import OPTIMIZERS
 from cvlab.train import CheckpointError, TrainingDiverged, evaluate, fit, one_cycle
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For networks this small a second thread costs more than it does; conftest puts it back."""
+    torch.set_num_threads(1)
+
+
 class Dropping(nn.Module):
     """LeNet with dropout: it depends on torch's random state, which a resume must restore."""
 
