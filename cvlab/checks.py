@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cvlab import models, zeroshot
-from cvlab.exercises import Wrong, ask, expect
+from cvlab.answers import Wrong, ask, expect
 
 # --- 01_optimizers -------------------------------------------------------------------------------
 

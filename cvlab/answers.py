@@ -1,0 +1,75 @@
+"""A learner's answer: asked for, and compared with a reference by `cvlab.checks`."""
+
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+
+class Wrong(Exception):
+    """The answer is not right; the message says what is wrong and where to look."""
+
+
+class NotAttempted(Exception):
+    """The stub is as it was: it returns nothing."""
+
+
+def ask(answer: Callable, *arguments: Any) -> Any:
+    """What the learner's function returns.
+
+    Raises:
+        NotAttempted: it returned None.
+        Wrong: it stopped with an error; the message names its line.
+    """
+    try:
+        result = answer(*arguments)
+    except Exception as error:  # whatever a learner's code may raise
+        own = [f for f in traceback.extract_tb(error.__traceback__) if f.name == answer.__name__]
+        where = f" in `{own[-1].line}`" if own and own[-1].line else ""
+        raise Wrong(f"your code stopped with {type(error).__name__}{where}: {error}") from error
+    if result is None:
+        raise NotAttempted
+    return result
+
+
+def expect(
+    got: Any,
+    right: Any,
+    given: str,
+    mistakes: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-5,
+) -> None:
+    """Compare a number or an array with the reference.
+
+    Args:
+        got: what the learner's function returned: a number, an array or a tensor.
+        right: the reference.
+        given: what it was asked, for the message.
+        mistakes: a hint to what one gets who makes that mistake.
+        tolerance: relative, and absolute for values below 1.
+
+    Raises:
+        Wrong: they differ; a known mistake is named, else what came and what was expected.
+    """
+    right = torch.as_tensor(right, dtype=torch.float64)
+    try:
+        got = torch.as_tensor(got, dtype=torch.float64).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Wrong(f"{given}: numbers were expected, {type(got).__name__} came.") from error
+    if got.shape != right.shape:
+        raise Wrong(f"{given}: shape {[*right.shape]} was expected, {[*got.shape]} came.")
+    if _close(got, right, tolerance):
+        return
+    for hint, value in (mistakes or {}).items():
+        value = torch.as_tensor(value, dtype=torch.float64)
+        if value.shape == got.shape and _close(got, value, tolerance):
+            raise Wrong(f"{given}: {hint}")
+    at = (got - right).abs().nan_to_num(torch.inf).flatten().argmax()
+    place = f" at place {at.item()}" if right.numel() > 1 else ""
+    here, there = (f"{value.flatten()[at].item():.6g}" for value in (right, got))
+    raise Wrong(f"{given}: {here} was expected{place}, {there} came.")
+
+
+def _close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance)
