@@ -146,13 +146,13 @@ def test_what_cannot_be_is_one_line(trained, tmp_path, capsys):
     damaged.write_bytes(trained.read_bytes()[:1000])
     export.to_onnx(SmallCNN(7), foreign)
     export.to_onnx(nn.Sequential(SmallCNN(10), nn.Softmax(1)), untrained)
-    assert quantized(trained, "--max-drop", 100) == 0
+    small = quantize.Source(trained, torch.rand(16, 3, 32, 32), tmp_path).make(quantize.Recipe())
     cases = {
         damaged: "cannot load",
         tmp_path / "missing.onnx": "no model file",
         foreign: "7 classes",
         untrained: "near guessing",
-        trained.with_name("net.int8.onnx"): "quantised already",
+        small: "quantised already",
     }
     for path, named in cases.items():
         capsys.readouterr()
@@ -163,7 +163,9 @@ def test_what_cannot_be_is_one_line(trained, tmp_path, capsys):
 
 
 def test_what_was_guessed_and_a_fixed_batch_are_told(trained, capsys):
-    assert quantized(trained.with_name("fixed.onnx"), "--max-drop", 100) == 0
+    fixed = trained.with_name("fixed.onnx")
+    assert quantized(fixed, "--max-drop", 100) == 0
+    assert fixed.with_name("fixed.int8.onnx").is_file()
     said = capsys.readouterr().out
     assert "does not say how its inputs were normalised" in said
     assert "takes 8 images at a time" in said
