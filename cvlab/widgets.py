@@ -181,7 +181,7 @@ def device(models: pd.DataFrame) -> widgets.Widget:
     def draw(latency_ms: float, size_mb: float):
         fits = (models["latency_ms"] <= latency_ms) & (models["size_mb"] <= size_mb)
         best = models["accuracy"][fits].idxmax() if fits.any() else "nothing"
-        title = f"With {latency_ms:.2g} ms and {size_mb:.2g} MB: {best}"
+        title = f"With {latency_ms:.3g} ms and {size_mb:.3g} MB: {best}"
         title += f", {models.loc[best, 'accuracy']:.1%}" if fits.any() else " fits"
         return plots.products(models[fits] if fits.any() else models, title)
 
