@@ -12,14 +12,13 @@ import torch
 from cvlab.answers import NotAttempted, Wrong
 from cvlab.checks import CHECKS
 
-OUTCOMES = {"solved": "✓", "wrong": "✗", "not attempted": "○"}
 TO_DO = "not attempted, it returns nothing. Put your code in place of `...`, run the cell again."
 
 
 def judge(answer: Callable) -> tuple[str, str]:
     """Check a learner's function, named as its exercise: the outcome, and what to say.
 
-    The outcome is "solved", "wrong" or "not attempted". torch's random numbers stay as they were,
+    The outcome is one of `cvlab.run.OUTCOMES`. torch's random numbers stay as they were,
     so that an exercise changes nothing in the cells after it.
 
     Raises:

@@ -19,10 +19,9 @@ import jinja2
 from markupsafe import Markup
 
 from cvlab import run_folder, safe_html
-from cvlab.exercises import OUTCOMES
 from cvlab.paths import replace_atomically
 from cvlab.records import interval
-from cvlab.run import STAND_IN_LABEL, ParameterError
+from cvlab.run import OUTCOMES, STAND_IN_LABEL, ParameterError
 from cvlab.run_folder import Run, distinct, duration, is_number
 
 MEASURED = ("n", "p10", "p90")  # tags that say how well a number is known, not what it is of
@@ -137,10 +136,8 @@ def _claims(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Claims]:
         rows = [(text, [claims.get(text) for claims in made]) for text in texts]
         rows.sort(key=lambda row: False not in row[1])
         counts = [f"{sum(c.values())} of {len(c)} hold" if c else "none checked" for c in made]
-        if len(runs) > 1:
-            counts = [f"{run.label}: {count}" for run, count in zip(runs, counts, strict=True)]
         if rows:
-            yield Claims(name, rows, " · ".join(counts), False in rows[0][1])
+            yield Claims(name, rows, _summary(runs, counts), False in rows[0][1])
 
 
 def _exercises(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Exercises]:
@@ -151,10 +148,15 @@ def _exercises(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Exercises]
         rows = [(exercise, [one.get(exercise) for one in done]) for exercise in exercises]
         solved = [sum(outcome == "solved" for outcome, _ in one.values()) for one in done]
         counts = [f"{count} of {len(rows)} solved" for count in solved]
-        if len(runs) > 1:
-            counts = [f"{run.label}: {count}" for run, count in zip(runs, counts, strict=True)]
         if {outcome for one in done for outcome, _ in one.values()} - {"not attempted"}:
-            yield Exercises(name, rows, " · ".join(counts))
+            yield Exercises(name, rows, _summary(runs, counts))
+
+
+def _summary(runs: Sequence[Run], counts: Sequence[str]) -> str:
+    """What was counted in each run, in one line; of several, each is named."""
+    if len(runs) > 1:
+        counts = [f"{run.label}: {count}" for run, count in zip(runs, counts, strict=True)]
+    return " · ".join(counts)
 
 
 def _figures(runs: Sequence[Run], name: str) -> list[list[safe_html.Output | None]]:

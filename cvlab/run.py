@@ -24,6 +24,7 @@ from cvlab.paths import in_notebook, output_folder, profiles_file
 MIME = "application/vnd.cvlab.record+json"
 PROFILES = ("smoke", "class", "full")
 STAND_IN_LABEL = "SYNTHETIC STAND-IN DATA"
+OUTCOMES = {"solved": "✓", "wrong": "✗", "not attempted": "○"}  # of an exercise
 
 
 class ParameterError(ValueError):
@@ -103,7 +104,7 @@ class Run:
         from cvlab import exercises
 
         outcome, said = exercises.judge(answer)
-        print(f"{exercises.OUTCOMES[outcome]} {answer.__name__}: {said}")
+        print(f"{OUTCOMES[outcome]} {answer.__name__}: {said}")
         _store({"exercise": answer.__name__, "outcome": outcome, "said": said})
 
     def show(self, figure, what: str) -> None:

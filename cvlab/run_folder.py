@@ -15,8 +15,7 @@ from typing import Any
 import nbformat
 
 from cvlab import safe_html
-from cvlab.exercises import OUTCOMES
-from cvlab.run import ParameterError
+from cvlab.run import OUTCOMES, ParameterError
 from cvlab.runner import records
 
 STATES = {"": "passed", ".failed": "failed", ".running": "unfinished"}  # by the file's name
