@@ -4,6 +4,6 @@ A notebook begins with `run = cvlab.start(...)`; everything else is imported fro
 """
 
 from cvlab.run import start
-from cvlab.source import show_source, show_tables
+from cvlab.show import show_source, show_tables
 
 __all__ = ["show_source", "show_tables", "start"]

@@ -1,8 +1,8 @@
-"""`python -m cvlab`: see `cvlab.cli`."""
+"""`python -m cvlab`: see `cvlab.tools.cli`."""
 
 import sys
 
-from cvlab.cli import main
+from cvlab.tools.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

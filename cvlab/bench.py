@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +15,7 @@ import pandas as pd
 import psutil
 import torch
 
-from cvlab.progress import progress
+from cvlab.show import progress
 
 Call = Callable[[], object]
 
@@ -237,7 +236,7 @@ def context():
     """How to start processes that have torch already: forked from a server that imported it."""
     fast = "forkserver" in get_all_start_methods()
     found = get_context("forkserver" if fast else "spawn")
-    found.set_forkserver_preload(["cvlab.preload"])
+    found.set_forkserver_preload(["onnxruntime", "cvlab.zoo"])
     return found
 
 
@@ -247,9 +246,7 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory(
-    tasks: Mapping[str, Callable[[], Callable[[], object]]], imports: Callable | None = None
-) -> pd.Series:
+def peak_memory(tasks: Mapping[str, Callable[[], Callable[[], object]]]) -> pd.Series:
     """Memory that work needs at its worst moment, each task in a fresh process: MB (10^6 bytes).
 
     On a CPU: how far the highest resident memory of the process rises above what Python, torch and
@@ -258,18 +255,16 @@ def peak_memory(
 
     Args:
         tasks: name to a picklable function that prepares the work and returns a call that does
-            it, made three times with one thread. A `functools.partial` will do.
-        imports: picklable; called first, so that what it imports does not count.
+            it, made three times with one thread; a `functools.partial` will do. What its module
+            imports does not count.
     """
     how = {"initializer": torch.set_num_threads, "initargs": (1,), "max_tasks_per_child": 1}
     with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1), context(), **how) as pool:
-        peaks = list(pool.map(partial(_peak_of, imports), tasks.values()))
+        peaks = list(pool.map(_peak_of, tasks.values()))
     return pd.Series(peaks, index=list(tasks), name="MB")
 
 
-def _peak_of(imports: Callable | None, prepare: Callable[[], Callable[[], object]]) -> float:
-    if imports:
-        imports()
+def _peak_of(prepare: Callable[[], Callable[[], object]]) -> float:
     torch.nn.Conv2d(8, 8, 3)(torch.zeros(1, 8, 8, 8)).sum().backward()
     before = _peak_resident()
     call = prepare()

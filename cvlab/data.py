@@ -17,7 +17,11 @@ from cvlab import sources, synthetic
 from cvlab.paths import data_folder, wants_stand_in
 
 VAL_PER_CLASS = 0.1  # of the training images: 5,000 of CIFAR-10's 50,000
+
+
 SPLIT_SEED = 2009  # never the notebook's seed: all notebooks must hold out the same images
+
+
 STAND_IN = {"train": 600, "test": 200}  # images per class of the synthetic stand-in
 
 
@@ -304,47 +308,3 @@ class Batches:
 
 def _pad(images: torch.Tensor, pad: int) -> torch.Tensor:
     return F.pad(images.float(), (pad,) * 4, mode="reflect").to(torch.uint8)
-
-
-def torchvision_loader(split: Split, batch_size: int, mean, std, *, workers: int = 2):
-    """The same augmentation as every tutorial writes it, for comparison: one image at a time.
-
-    Returns:
-        a `torch.utils.data.DataLoader` of (float32 [B, 3, H, W], int64 [B]).
-    """
-    from cvlab.compat import import_torchvision
-
-    import_torchvision()
-    from torchvision import transforms
-
-    transform = transforms.Compose(
-        [
-            transforms.ToPILImage(),
-            transforms.RandomCrop(split.images.shape[-1], padding=4, padding_mode="reflect"),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(mean, std),
-        ]
-    )
-    dataset = _Transformed(split, transform)
-    return torch.utils.data.DataLoader(
-        dataset,
-        batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
-
-
-class _Transformed(torch.utils.data.Dataset):
-    """A split as torch's map-style dataset: one transformed image at a time."""
-
-    def __init__(self, split: Split, transform):
-        self.split, self.transform = split, transform
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int):
-        return self.transform(self.split.images[index]), self.split.labels[index]

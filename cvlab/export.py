@@ -7,19 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cvlab import runtime
-from cvlab.hardware import versions
+from cvlab.machine import versions
 from cvlab.paths import replace_atomically
 from cvlab.store import Stored
 
 SIDE = 32  # pixels of CIFAR's images
-PIXELS = ["batch", SIDE, SIDE, 3]
 
 
 class ExportError(RuntimeError):
@@ -69,63 +66,6 @@ def to_onnx(
     device = next(model.parameters()).device
     example = torch.zeros(2, *size, device=device)  # a batch of 1 would be taken for a constant
     return _export(model, example, path, about or {}, opset)
-
-
-def with_pixels(model: Path, path: Path) -> Path:
-    """Put preprocessing in front of an exported network and softmax behind it, in the graph.
-
-    Resizing is linear: a matrix times the image times the matrix transposed. So the graph holds
-    two multiplications in place of a resize operator, whose rules differ between libraries.
-
-    Args:
-        model: an ONNX file that `to_onnx` wrote with the metadata of `about`.
-        path: file to write.
-
-    Returns:
-        `path`. The input is "pixels", uint8 [N, 32, 32, 3] as image libraries have them, the
-        output "probabilities", float32 [N, classes].
-
-    Raises:
-        ExportError: the file does not say what its network must be given.
-    """
-    content = onnx.load(model)
-    known = {entry.key: entry.value for entry in content.metadata_props}
-    if missing := {"classes", "mean", "std", "size", "interpolation"} - known.keys():
-        raise ExportError(
-            f"{model} does not say its {', '.join(sorted(missing))}; export it with "
-            "about=export.about(stored)."
-        )
-    node, graph = onnx.helper.make_node, content.graph
-    inner, logits = graph.input[0].name, graph.output[0].name
-    nodes = [
-        node("Transpose", ["pixels"], ["_channels_first"], perm=[0, 3, 1, 2]),
-        node("Cast", ["_channels_first"], ["_float"], to=onnx.TensorProto.FLOAT),
-        node("MatMul", ["_resize", "_float"], ["_high"]),
-        node("MatMul", ["_high", "_resize_T"], ["_resized"]),
-        node("Clip", ["_resized", "_black", "_white"], ["_clipped"]),
-        node("Mul", ["_clipped", "_scale"], ["_scaled"]),
-        node("Add", ["_scaled", "_shift"], [inner]),
-        *graph.node,
-        node("Softmax", [logits], ["probabilities"], axis=1),
-    ]
-    constants = [onnx.numpy_helper.from_array(a, name) for name, a in _constants(known).items()]
-    inputs = [onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, PIXELS)]
-    shape = ["batch", len(json.loads(known["classes"]))]
-    outputs = [onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, shape)]
-    constants += graph.initializer
-    content.graph.CopyFrom(onnx.helper.make_graph(nodes, "with pixels", inputs, outputs, constants))
-    return replace_atomically(lambda file: _save_checked(content, file), path)
-
-
-def _constants(known: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The numbers of the preprocessing, by their names in the graph."""
-    mean, std = (np.float32(json.loads(known[key]))[:, None, None] for key in ("mean", "std"))
-    eye = torch.eye(SIDE)[None, None]
-    how = {"size": (int(known["size"]), SIDE), "mode": known["interpolation"], "antialias": True}
-    resize = F.interpolate(eye, **how)[0, 0].numpy()  # [size, 32]
-    black_and_white = {"_black": np.float32(0), "_white": np.float32(255)}
-    matrices = {"_resize": resize, "_resize_T": np.ascontiguousarray(resize.T)}
-    return matrices | black_and_white | {"_scale": 1 / (255 * std), "_shift": -mean / std}
 
 
 def _save_checked(content: onnx.ModelProto, path: Path) -> None:

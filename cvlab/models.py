@@ -63,6 +63,8 @@ POOLINGS = {  # how a 2 x 2 window becomes one pixel: channels -> layer
     "avg": lambda channels: nn.AvgPool2d(2),
     "blur": lambda channels: BlurPool(),
 }
+
+
 NORMS = {  # channels -> layer
     "batch": nn.BatchNorm2d,
     "none": lambda channels: nn.Identity(),
@@ -210,13 +212,6 @@ class TunableCNN(nn.Module):
 MODELS: dict[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (LeNet, SmallCNN, PoolingNet, FlatCNN, TunableCNN)
 }
-
-
-def replace_layers(net: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
-    """Put `new()` in place of every layer of class `old`."""
-    for name, module in list(net.named_modules()):
-        if isinstance(module, old):
-            net.set_submodule(name, new())
 
 
 def summary(model: nn.Module, size: tuple[int, ...] = (3, 32, 32)) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -78,10 +77,3 @@ def store_text(text: str, target: Path) -> Path:
 def as_json(content: dict) -> str:
     """The form in which results are stored: a line a value, letters as they are."""
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def in_notebook() -> bool:
-    """True inside a Jupyter kernel (also a headless one), False in a terminal or a script."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return shell is not None and getattr(shell, "kernel", None) is not None

@@ -8,7 +8,6 @@ tests and by the report.
 import math
 import os
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -17,18 +16,12 @@ from typing import Any
 import torch
 
 from cvlab import data as cvdata
-from cvlab import sources, zoo
-from cvlab.hardware import hardware, versions
-from cvlab.paths import in_notebook, output_folder, profiles_file
-
-MIME = "application/vnd.cvlab.record+json"
-PROFILES = ("smoke", "class", "full")
-STAND_IN_LABEL = "SYNTHETIC STAND-IN DATA"
-OUTCOMES = {"solved": "✓", "wrong": "✗", "not attempted": "○"}  # of an exercise
-
-
-class ParameterError(ValueError):
-    """A notebook parameter is unknown or out of range; the message lists what is possible."""
+from cvlab import records
+from cvlab.machine import hardware, versions
+from cvlab.paths import output_folder
+from cvlab.profiles import check_parameters, profiles
+from cvlab.records import OUTCOMES, STAND_IN_LABEL
+from cvlab.show import in_notebook, png
 
 
 class ClaimsFailed(AssertionError):
@@ -81,7 +74,7 @@ class Run:
             "profile": self.profile,
         }
         self.records.append({"name": name, "value": value, "unit": unit, "tags": tags} | about)
-        _store(self.records[-1])
+        records.store(self.records[-1])
 
     def claim(self, text: str, holds: bool) -> None:
         """Print a conclusion with ✓ or ✗ and store it; a false one makes `finish` raise.
@@ -91,21 +84,21 @@ class Run:
         holds = bool(holds)
         self.claims.append((text, holds))
         print(f"{'✓' if holds else '✗'} {text}")
-        _store({"claim": text, "holds": holds})
+        records.store({"claim": text, "holds": holds})
 
     def check(self, answer: Callable) -> None:
-        """Check an exercise, see `cvlab.exercises`; print the outcome and store it for the report.
+        """Check an exercise, print the outcome and store it for the report.
 
         A wrong answer stops nothing: the rest of the notebook can run.
 
         Args:
             answer: the learner's function, with the stub's name.
         """
-        from cvlab import exercises
+        from cvlab.exercises import judge
 
-        outcome, said = exercises.judge(answer)
+        outcome, said = judge.judge(answer)
         print(f"{OUTCOMES[outcome]} {answer.__name__}: {said}")
-        _store({"exercise": answer.__name__, "outcome": outcome, "said": said})
+        records.store({"exercise": answer.__name__, "outcome": outcome, "said": said})
 
     def show(self, figure, what: str) -> None:
         """Show a figure and save it as `<notebook's number>_<what>.png` in the output folder.
@@ -196,90 +189,3 @@ def start(
     print(f"gpu    {machine.gpu or 'none'}")
     print(f"with   {versions(('torch', 'torchvision', 'onnxruntime', 'optuna'))}")
     return run
-
-
-def profiles() -> dict:
-    """The budgets: `notebooks/profiles.toml` as a dictionary, notebook -> profile -> knob."""
-    with open(profiles_file(), "rb") as file:
-        return tomllib.load(file)
-
-
-def check_parameters(name: str, parameters: dict[str, Any]) -> None:
-    """Check a notebook's parameters (lower-case names) against its limits in profiles.toml.
-
-    Raises:
-        ParameterError: an unknown notebook, profile or knob, a wrong type, or out of range.
-    """
-    known = profiles()
-    if name not in known:
-        raise ParameterError(f"There is no notebook {name!r}; choose one of {sorted(known)}.")
-    limits = known[name].get("limits", {})
-    for key, value in parameters.items():
-        if key == "profile":
-            if value is not None and value not in PROFILES:
-                raise ParameterError(f"PROFILE={value!r} was given; choose one of {PROFILES}.")
-        elif key == "seed":
-            _check_value("SEED", value, [0, 2**31 - 1])
-        elif key == "data":
-            if not isinstance(value, str | os.PathLike):
-                raise ParameterError(f"DATA={value!r} was given; name a folder, or 'auto'.")
-        elif key not in limits:
-            raise ParameterError(
-                f"{name} has no parameter {key.upper()}; it has "
-                f"{', '.join(['PROFILE', 'DATA', 'SEED', *map(str.upper, limits)])}."
-            )
-        elif value is not None:
-            _check_value(key.upper(), value, limits[key])
-
-
-def _check_value(key: str, value: Any, limit: list | str) -> None:
-    """`limit` is [low, high] for numbers, else a list of choices; a list is checked by element.
-
-    The name of a dataset as `limit` asks for a list of its classes, "networks" for a list of
-    names that the zoo knows, "storage" for a place where Optuna's studies can live.
-    """
-    if isinstance(limit, str):
-        try:
-            if limit == "networks":
-                zoo.check_names(value)
-            elif limit == "storage":
-                from cvlab import studies  # Optuna takes a second to import
-
-                studies.check_storage(value)
-            else:
-                sources.check_classes(value, sources.class_names(limit), sources.TITLES[limit])
-        except ValueError as error:
-            raise ParameterError(f"{key}={value!r} was given. {error}") from error
-        return
-    is_choice = isinstance(limit[0], str)
-    expected = f"one of {limit}" if is_choice else f"a number from {limit[0]} to {limit[1]}"
-    if isinstance(limit[0], int):
-        expected = expected.replace("a number", "a whole number")
-    values = value if isinstance(value, list | tuple) else [value]
-    for one in values:
-        if is_choice:
-            good = one in limit
-        else:
-            kinds = int if isinstance(limit[0], int) else (int, float)
-            good = isinstance(one, kinds) and not isinstance(one, bool)
-            good = good and limit[0] <= one <= limit[1]
-        if not good:
-            raise ParameterError(f"{key}={value!r} was given; expected {expected}.")
-    if not values:
-        raise ParameterError(f"{key}=[] was given; expected at least one: {expected}.")
-
-
-def _store(content: dict) -> None:
-    if in_notebook():
-        from IPython.display import display
-
-        display({MIME: content, "text/plain": ""}, raw=True)
-
-
-def png(figure) -> bytes:
-    """The figure as a PNG file's content, the same bytes for the same drawing."""
-    from io import BytesIO
-
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()

@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cvlab.progress import progress
+from cvlab.bench import Call
+from cvlab.show import progress
 
 LEVELS = {  # how far the graph is rewritten when it is loaded
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -25,6 +26,8 @@ LEVELS = {  # how far the graph is rewritten when it is loaded
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,  # fused kernels
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,  # memory layout for this CPU too
 }
+
+
 KINDS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 
@@ -144,7 +147,7 @@ def predict(
 
     Args:
         path: an ONNX file that takes normalised float32 [N, 3, H, W].
-        batches: a `cvlab.data.Batches`, or a `cvlab.ladder.Examples`.
+        batches: a `cvlab.data.Batches`, or a `cvlab.lessons.int8.ladder.Examples`.
         level: a key of `LEVELS`.
         what: label of a progress bar; None shows none.
     """
@@ -174,3 +177,27 @@ def operators(path: Path) -> pd.DataFrame:
             counts[level] = Counter(node.op_type for node in nodes)
     table = pd.DataFrame(counts).fillna(0).astype(int).rename_axis("operator")
     return table.loc[table.max(axis=1).sort_values(ascending=False, kind="stable").index]
+
+
+def call(model: Path, images: np.ndarray, threads: int, **options) -> Call:
+    """A call of an ONNX file in ONNX Runtime on the CPU; `options` go to `runtime.session`."""
+    engine = session(model, threads=threads, **options)
+    feed = {engine.get_inputs()[0].name: images}
+    check_input(engine, images)
+    return lambda: engine.run(None, feed)
+
+
+def bound_call(model: Path, images: np.ndarray, threads: int, device: str) -> Call:
+    """The same with input and output bound to memory of `device`, so that no call copies them."""
+    engine = session(model, threads=threads, device=device)
+    check_input(engine, images)
+    there = onnxruntime.OrtValue.ortvalue_from_numpy(images, device, 0)
+    binding = engine.io_binding()
+    binding.bind_ortvalue_input(engine.get_inputs()[0].name, there)
+    binding.bind_output(engine.get_outputs()[0].name, device)
+
+    def call() -> list:
+        engine.run_with_iobinding(binding)
+        return binding.get_outputs()
+
+    return call

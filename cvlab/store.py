@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from cvlab import zoo
 from cvlab.data import ImageData
 from cvlab.models import MODELS
 from cvlab.paths import replace_atomically
@@ -82,11 +81,17 @@ def load(path: Path) -> Stored:
     cure = "It is damaged or not written by cvlab.store.save; train and save the model again."
     with usable(path, cure):
         content = torch.load(path, map_location="cpu", weights_only=True)
-        build = zoo.build if content["model"] == "zoo" else MODELS[content["model"]]
+        build = _build_zoo if content["model"] == "zoo" else MODELS[content["model"]]
         model = build(**content["arguments"])
         model.load_state_dict(content["weights"])
         about = {key: content[key] for key in ABOUT}
     return Stored(model.eval(), **about)
+
+
+def _build_zoo(**arguments) -> nn.Module:
+    from cvlab import zoo  # torchvision and timm take two seconds to import
+
+    return zoo.build(**arguments)
 
 
 def logits_in_fresh_process(path: Path, images: Tensor) -> Tensor:

@@ -11,7 +11,10 @@ import hashlib
 import numpy as np
 
 SIZE = 32
+
+
 HINT = 0.4  # share of the class's own colour: as in CIFAR, colour alone tells a little
+
 
 # kind, centre x, centre y, half width, half height, angle in degrees; the frame is -1..1, y down
 PARTS = {

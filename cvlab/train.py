@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -10,18 +10,100 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
 from cvlab.data import Batches
-from cvlab.hardware import hardware
+from cvlab.machine import hardware
 from cvlab.metrics import Score, score
-from cvlab.optimizers import make_optimizer
 from cvlab.paths import replace_atomically
-from cvlab.progress import progress
+from cvlab.show import progress
+
+MOMENTUM = 0.9
+
+
+OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
+    "SGD": optim.SGD,
+    "momentum": lambda p, **kw: optim.SGD(p, momentum=MOMENTUM, **kw),
+    "Nesterov": lambda p, **kw: optim.SGD(p, momentum=MOMENTUM, nesterov=True, **kw),
+    "Adagrad": optim.Adagrad,
+    "RMSprop": optim.RMSprop,
+    "Adam": optim.Adam,
+    "AdamW": optim.AdamW,
+}
+
+
+class MuonAdamW(optim.Optimizer):
+    """Muon for hidden weight matrices, AdamW for the rest, as Muon's author prescribes.
+
+    `torch.optim.Muon` takes matrices only. A convolution's weight [out, in, h, w] is one too, seen
+    as [out, in*h*w]; torch keeps a parameter's own shape, so here a convolution goes to AdamW
+    and Muon gets the linear layers except the last. Updates are scaled to AdamW's size, so that
+    one learning rate serves both. Source: Jordan et al., "Muon", 2024; Liu et al., 2025.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, **options):
+        params = list(params)
+        matrices = [p for p in params if p.ndim == 2][:-1]  # the last one makes the logits
+        chosen = {id(p) for p in matrices}
+        others = [p for p in params if id(p) not in chosen]
+        self._parts = [optim.AdamW(others, lr=lr, **options)]
+        if matrices:
+            muon = optim.Muon(matrices, lr=lr, adjust_lr_fn="match_rms_adamw", **options)
+            self._parts.append(muon)
+        super().__init__(params, {"lr": lr})
+        # one list of groups, shared: a schedule that sets a group's rate sets the part's own
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step of both parts."""
+        for part in self._parts:
+            part.step()
+
+    def state_dict(self) -> dict:
+        """The parts' states."""
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restore the parts' states."""
+        for part, state in zip(self._parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+
+
+if hasattr(optim, "Muon"):  # torch 2.9 and later
+    OPTIMIZERS["Muon"] = MuonAdamW
+
+
+def make_optimizer(
+    name: str, params: Iterable[Tensor], lr: float, weight_decay: float | None = None
+) -> optim.Optimizer:
+    """An optimizer by its name in `OPTIMIZERS`, with torch's defaults for all else.
+
+    Args:
+        name: key of `OPTIMIZERS`.
+        params: the weights to train.
+        lr: learning rate, > 0.
+        weight_decay: None leaves torch's default: 0.01 for AdamW, 0.1 for Muon, else 0.
+
+    Raises:
+        ValueError: unknown name (the choices are listed), or a rate that is not positive.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"Optimizer {name!r} was given; choose one of {list(OPTIMIZERS)}.")
+    if not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr={lr} was given; a learning rate is a positive number.")
+    options = {} if weight_decay is None else {"weight_decay": weight_decay}
+    return OPTIMIZERS[name](params, lr=lr, **options)
+
 
 SCHEDULES = ("constant", "one-cycle")
+
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 WARM_UP = 0.25  # share of a one-cycle run in which the rate climbs
 
 
@@ -106,7 +188,7 @@ def fit(
         train: augmented batches; epoch e trains on `train.epoch(e)`.
         val: batches that judge, never trained on.
         epochs: passes over the training images.
-        optimizer: a name in `cvlab.optimizers.OPTIMIZERS`.
+        optimizer: a name in `cvlab.train.OPTIMIZERS`.
         lr: the learning rate, and the peak of a one-cycle schedule.
         weight_decay: None leaves the optimizer's default.
         schedule: "constant", or "one-cycle": linear up for a quarter of the steps, then down to 0

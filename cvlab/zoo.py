@@ -7,25 +7,29 @@ them, and downloaded only where that is asked for. Without weights a network sti
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import nn
 
-from cvlab.compat import import_torchvision
 from cvlab.data import ImageData
-from cvlab.download import DownloadError, checksum, download
+from cvlab.machine import import_torchvision
 from cvlab.paths import data_folder, project_root, wants_stand_in
-from cvlab.sources import did_you_mean
+from cvlab.sources import DownloadError, checksum, did_you_mean, download
 from cvlab.train import CheckpointError, usable
 
+import_torchvision()
+import timm  # noqa: E402
+from torchvision import models  # noqa: E402
+
 CARDS = Path(__file__).parent / "zoo.toml"
+
+
 AS_TRAINED = {  # what torchvision itself changes when it loads weights
     "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
     "inception_v3": {"transform_input": True, "init_weights": False},
@@ -65,7 +69,6 @@ def card(name: str) -> Card:
     Raises:
         ValueError: neither has the name; close names are suggested.
     """
-    models, timm = libraries()
     theirs = models.list_models(module=models)
     if name in theirs:
         about = _torchvision_card(models.get_model_weights(name).DEFAULT)
@@ -94,17 +97,7 @@ def check_names(names: Sequence[str]) -> None:
 
 def categories() -> list[str]:
     """The names of ImageNet's 1,000 classes, in the order of the logits."""
-    models, _ = libraries()
     return models.get_model_weights("resnet50").DEFAULT.meta["categories"]
-
-
-def libraries() -> tuple:
-    """The modules `torchvision.models` and `timm`; they take seconds to import."""
-    import_torchvision()
-    import timm
-    from torchvision import models
-
-    return models, timm
 
 
 @cache
@@ -142,7 +135,6 @@ def build(name: str, classes: int = 1000) -> nn.Module:
 
     Its `arguments` are what it was made with, for `cvlab.store`.
     """
-    models, timm = libraries()
     about = card(name)
     if about.library == "timm":
         net = timm.create_model(name, num_classes=classes)
@@ -163,77 +155,6 @@ def as_seen_by(about: Card, data: ImageData, size: int | None = None) -> ImageDa
     """
     how = {"mean": about.mean, "std": about.std, "interpolation": about.interpolation}
     return replace(data, size=size or about.size, **how)
-
-
-def add_squeeze_excite(net: nn.Module, activation: type[nn.Module]) -> None:
-    """Give every block of an EfficientNet-Lite of timm what EfficientNet has and Lite left out.
-
-    Behind the depthwise convolution the mean of each channel goes through two small layers to a
-    factor from 0 to 1 for that channel. The factors begin at 0.9, so that what the network knows
-    stays. Source: Hu et al., "Squeeze-and-excitation networks", 2018.
-
-    Args:
-        net: changed in place.
-        activation: between the two layers.
-    """
-    _, timm = libraries()
-    for block in (block for stage in net.blocks for block in stage):
-        first = next(layer for layer in block.modules() if isinstance(layer, nn.Conv2d))
-        small = {"rd_channels": first.in_channels // 4, "act_layer": activation}
-        block.se = timm.layers.SqueezeExcite(block.conv_dw.out_channels, **small)
-        nn.init.constant_(block.se.fc2.bias, 2.2)  # sigmoid(2.2) is 0.9
-
-
-# --- cost --------------------------------------------------------------------------------------
-
-
-def costs(names: Sequence[str]) -> pd.DataFrame:
-    """What networks cost on paper, by title; nothing is computed and no memory taken.
-
-    Returns:
-        `layers` with weights (convolutions and linear ones); `parameters`; `MACs`, the
-        multiply-accumulate operations for one image; `input`, pixels a side; `MB`, megabytes of
-        a file of its fp32 weights; `top1`, ImageNet accuracy as published.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    rows = {}
-    for about in map(card, names):
-        with torch.device("meta"):  # shapes without numbers
-            net = build(about.name)
-            image = torch.zeros(1, 3, about.size, about.size)
-        with FlopCounterMode(display=False) as counter:
-            net(image)
-        layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
-        rows[about.title] = {
-            "layers": len(layers),
-            "parameters": sum(p.numel() for p in net.parameters()),
-            "MACs": counter.get_total_flops() // 2,
-            "input": about.size,
-            "MB": sum(t.nbytes for t in net.state_dict().values()) / 1e6,
-            "top1": about.top1,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def forward_call(
-    net: nn.Module, size: int, batch: int, device: str | torch.device = "cpu"
-) -> Callable[[], None]:
-    """A call that runs `net` in fp32 on `batch` images of noise, `size` pixels a side."""
-    net = net.to(device)
-    images = torch.randn(batch, 3, size, size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-
-    def call() -> None:
-        with torch.inference_mode():
-            net(images)
-
-    return call
-
-
-def build_and_call(name: str, batch: int, device: str) -> Callable[[], None]:
-    """`forward_call` of a network with random weights: cost does not depend on what was learned."""
-    return forward_call(build(name), card(name).size, batch, device)
 
 
 # --- weights -----------------------------------------------------------------------------------
@@ -333,7 +254,6 @@ def _check_name(path: Path) -> None:
 
 
 def _load(about: Card, path: Path) -> nn.Module:
-    models, timm = libraries()
     if about.library == "torchvision":
         with _hub_folder(path.parent.parent):  # torchvision then takes the file from there
             net = models.get_model(about.name, weights="DEFAULT", progress=False)

@@ -23,8 +23,8 @@ from pathlib import Path
 import nbformat
 from packaging.version import Version
 
-from cvlab.address import CELL
-from cvlab.runner import read_result
+from cvlab.tools.address import CELL
+from cvlab.tools.runner import read_result
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent

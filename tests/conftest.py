@@ -22,7 +22,7 @@ n = [1, 9]
 [12_last.limits]
 only_last = [1, 9]
 """
-CLAIM = "from cvlab.run import _store; _store({'claim': 'c', 'holds': True})"
+CLAIM = "from cvlab.records import store; store({'claim': 'c', 'holds': True})"
 LOG = "import os; open(os.environ['RAN'], 'a').write('%s')"
 
 

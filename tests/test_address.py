@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cvlab import address
-from cvlab.cli import main
 from cvlab.paths import project_root
+from cvlab.tools import address
+from cvlab.tools.cli import main
 
 ROOT = Path(__file__).parent.parent
 BADGE = "https://colab.research.google.com/github/{}/blob/main/notebooks/{}.ipynb)"

@@ -6,10 +6,14 @@ import pandas as pd
 import pytest
 import torch
 
-from cvlab import capstone, export, quantize, store, studies, tune, widgets
-from cvlab.ladder import examples
+from cvlab import export, store
+from cvlab.lessons import capstone
+from cvlab.lessons.int8 import quantize
+from cvlab.lessons.int8.ladder import examples
+from cvlab.lessons.search import studies, tune
 from cvlab.models import SmallCNN
-from cvlab.run import STAND_IN_LABEL, start
+from cvlab.records import STAND_IN_LABEL
+from cvlab.run import start
 
 KNOWN = tune.KNOWN_KNOBS["SmallCNN"]
 
@@ -127,7 +131,7 @@ def test_the_widget_names_the_best_that_fits():
         {"latency_ms": [1.0, 0.1, 10.0], "accuracy": [0.8, 0.7, 0.97], "size_mb": [1, 0.3, 45]},
         index=["middle", "small", "big"],
     ).assign(kind="ours")
-    box = widgets.device(models)
+    box = capstone.explore(models)
     before = box.children[-1].value
     box.children[0].value = 0.5
     assert box.children[-1].value != before

@@ -14,8 +14,8 @@ import nbformat
 import psutil
 import pytest
 
-from cvlab import cli, cluster, runner
-from cvlab.cluster import crew as crew_of
+from cvlab.tools import cli, cluster, runner
+from cvlab.tools.cluster import crew as crew_of
 
 pytest.importorskip("distributed")
 
@@ -131,7 +131,7 @@ def as_process(root, *arguments):
     """The same in a process of its own, which Ctrl-C can reach."""
     code = (
         "import pathlib, sys, cvlab.paths; cvlab.paths.PACKAGE = pathlib.Path(sys.argv.pop(1));"
-        "from cvlab.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from cvlab.tools.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", code, root / "cvlab", *arguments]
     heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
@@ -209,7 +209,7 @@ def test_a_lost_workers_notebook_runs_again_elsewhere(two_workers, capsys):
 
 def test_a_notebook_that_kills_its_workers_fails_alone(two_workers, monkeypatch):
     cluster, root, _ = two_workers
-    monkeypatch.setattr("cvlab.cluster.MAX_LOSSES", 1)
+    monkeypatch.setattr("cvlab.tools.cluster.MAX_LOSSES", 1)
     rewrite(root, "11_bad", "1 / 0", "os.kill(os.getppid(), 9)")
     results = runner.execute(PLAN, root / "out", crew=crew_of(cluster.address, PLAN))
     assert [r.status for r in results] == ["passed", "failed", "passed"]
@@ -286,7 +286,7 @@ def test_why_a_worker_is_refused():
 
 
 def test_a_scheduler_that_does_not_answer_costs_seconds(workbook, capsys, monkeypatch):
-    monkeypatch.setattr("cvlab.cluster.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("cvlab.tools.cluster.CONNECT_SECONDS", 1)
     root, _ = workbook
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # nobody listens

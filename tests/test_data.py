@@ -8,6 +8,7 @@ import torch
 
 from cvlab import data as cvdata
 from cvlab.data import Batches, Split
+from cvlab.lessons import environment
 
 
 def test_splits_are_stratified_and_disjoint():
@@ -122,7 +123,7 @@ def test_batches_are_channels_last_floats(drawn):
 def test_the_torchvision_loader_does_the_same_augmentation():
     """The contrast in 00 is fair only if both do the same work."""
     split = coordinates()
-    loader = cvdata.torchvision_loader(split, 400, (0, 0, 0), (1, 1, 1), workers=0)
+    loader = environment.torchvision_loader(split, 400, (0, 0, 0), (1, 1, 1), workers=0)
     images, _ = next(iter(loader))
     pixels = (images * 255).round().int()
     assert set((pixels[:, 0, 16, 16] - 116).tolist()) == set(range(-4, 5))

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cvlab import sources
-from cvlab.download import DownloadError, download
+from cvlab.sources import DownloadError, download
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
 MD5 = hashlib.md5(CONTENT).hexdigest()

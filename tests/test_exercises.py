@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from cvlab import checks, exercises
+from cvlab.exercises import checks, judge
+from cvlab.records import stored_in
 from cvlab.run import start
-from cvlab.runner import records
 
 NOTEBOOKS = {
     path.stem: nbformat.read(path, as_version=4)
@@ -222,7 +222,7 @@ def outcome(name, source):
     """What the check says of a function defined by this source, in its notebook's names."""
     names = {"torch": torch, "np": np}
     exec(compile(source, "<answer>", "exec"), names)
-    return exercises.judge(names[name])
+    return judge.judge(names[name])
 
 
 def with_body(name, body):
@@ -252,9 +252,9 @@ def test_its_text_says_how_hard_and_how_long_and_unfolds_hints_and_a_solution(na
 def test_the_published_stub_says_that_it_was_not_attempted(name):
     """In the same words wherever it is executed, so that headless runs pass and compare."""
     (said,) = (o.text for o in cells(name)[1].outputs if o.output_type == "stream")
-    assert said == f"○ {name}: {exercises.TO_DO}\n"
+    assert said == f"○ {name}: {judge.TO_DO}\n"
     stub = cells(name)[1].source.split("\n\n\nrun.check")[0]
-    assert outcome(name, stub) == ("not attempted", exercises.TO_DO)
+    assert outcome(name, stub) == ("not attempted", judge.TO_DO)
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -276,7 +276,7 @@ def test_an_error_in_the_answer_names_its_line():
         return size / 0
 
     said = "your code stopped with ZeroDivisionError in `return size / 0`: division by zero"
-    assert exercises.judge(output_size) == ("wrong", said)
+    assert judge.judge(output_size) == ("wrong", said)
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -308,12 +308,12 @@ def test_a_renamed_answer_is_refused_by_name():
         return 1
 
     with pytest.raises(ValueError, match="no exercise 'other'; keep the stub's name"):
-        exercises.judge(other)
+        judge.judge(other)
 
 
 def test_the_run_prints_and_stores_the_outcome(capsys, monkeypatch):
     stored = []
-    monkeypatch.setattr("cvlab.run._store", stored.append)
+    monkeypatch.setattr("cvlab.records.store", stored.append)
     run = start("01_optimizers", "smoke")
     capsys.readouterr()
 
@@ -329,5 +329,5 @@ def test_the_run_prints_and_stores_the_outcome(capsys, monkeypatch):
 
 def test_the_published_notebooks_hold_their_outcomes():
     for name, notebook in NOTEBOOKS.items():
-        found = [r["exercise"] for r in records(notebook) if "exercise" in r]
+        found = [r["exercise"] for r in stored_in(notebook) if "exercise" in r]
         assert found == [exercise for exercise, (where, _) in EXERCISES.items() if where == name]

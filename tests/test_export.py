@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cvlab import cli, deploy, export, metrics, runtime, store
+from cvlab import export, metrics, runtime, store
 from cvlab.data import load
+from cvlab.lessons.engines import deploy
 from cvlab.models import PoolingNet, SmallCNN
+from cvlab.tools import cli
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +182,7 @@ def test_predict_keeps_the_order_of_the_images(resized, drawn):
 def test_pixels_in_the_graph_are_treated_as_batches_treat_them(resized, drawn, tmp_path):
     stored, path = resized
     logits, _ = runtime.predict(path, stored.view(drawn).batches("test", 50))
-    model = export.with_pixels(path, tmp_path / "model.onnx")
+    model = deploy.with_pixels(path, tmp_path / "model.onnx")
     pixels = drawn.test.images.permute(0, 2, 3, 1).contiguous().numpy()
     found = torch.from_numpy(runtime.run(runtime.session(model), pixels))
     assert torch.allclose(found, logits.softmax(1), atol=1e-5)
@@ -188,7 +190,7 @@ def test_pixels_in_the_graph_are_treated_as_batches_treat_them(resized, drawn, t
 
 def test_a_model_that_does_not_say_its_preprocessing_is_refused(exported, tmp_path):
     with pytest.raises(export.ExportError, match="classes, interpolation, mean"):
-        export.with_pixels(exported[1], tmp_path / "model.onnx")
+        deploy.with_pixels(exported[1], tmp_path / "model.onnx")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import cvlab
-from cvlab import finetune, store, train, zoo
+from cvlab import store, train, zoo
+from cvlab.lessons.pretrained import finetune
 from cvlab.train import CheckpointError, predict
 
 LITE = "tf_efficientnet_lite0"

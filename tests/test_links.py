@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from cvlab import cli
+from cvlab.tools import cli
 
 ROOT = Path(__file__).parent.parent
 COLAB = "https://colab.research.google.com/github/"

@@ -11,8 +11,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cvlab import runner
-from cvlab.run import STAND_IN_LABEL, profiles
+from cvlab import records
+from cvlab.profiles import profiles
+from cvlab.records import STAND_IN_LABEL
+from cvlab.tools import runner
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -88,7 +90,7 @@ def test_it_is_published_executed_in_order_on_real_data(notebook):
     """Nbval passes a stripped notebook without comparing anything."""
     counts = [cell.execution_count for cell in code(notebook)]
     assert counts == list(range(1, len(counts) + 1))
-    stored = runner.records(notebook)
+    stored = records.stored_in(notebook)
     assert stored
     assert all(r["holds"] for r in stored if "claim" in r)
     values = [r for r in stored if "name" in r]
@@ -138,8 +140,8 @@ def test_smoke_run_passes_with_all_claims(smoke, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke_claims_what_the_published_notebook_claims(smoke, name):
     """In the same words and order: a conclusion must not depend on profile or data."""
-    published = runner.records(nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4))
-    executed = runner.records(nbformat.read(smoke[1] / f"{name}.ipynb", as_version=4))
+    published = records.stored_in(nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4))
+    executed = records.stored_in(nbformat.read(smoke[1] / f"{name}.ipynb", as_version=4))
     claims = [[r["claim"] for r in each if "claim" in r] for each in (published, executed)]
     assert claims[0] == claims[1]
 
@@ -147,7 +149,7 @@ def test_smoke_claims_what_the_published_notebook_claims(smoke, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke_records_lie_in_their_bands(smoke, name):
     """Every number has a band, every band a number: neither can be forgotten."""
-    stored = runner.records(nbformat.read(smoke[1] / f"{name}.ipynb", as_version=4))
+    stored = records.stored_in(nbformat.read(smoke[1] / f"{name}.ipynb", as_version=4))
     values = [record for record in stored if "name" in record]
     bands = BANDS["smoke"][name]
     assert {record["name"] for record in values} == set(bands)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cvlab import export, ladder, openvino_int8
+from cvlab import export
+from cvlab.lessons.int8 import ladder, openvino_int8
 from cvlab.models import SmallCNN
 
 pytestmark = pytest.mark.skipif(not openvino_int8.available(), reason="an optional extra")

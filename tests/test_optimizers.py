@@ -4,20 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from cvlab import optimizers
+from cvlab import train
+from cvlab.lessons import optimizers
 from cvlab.models import LeNet
 
 
 def stepped(name, lr=0.01):
     torch.manual_seed(0)
     model = LeNet()
-    optimizer = optimizers.make_optimizer(name, model.parameters(), lr)
+    optimizer = train.make_optimizer(name, model.parameters(), lr)
     model(torch.randn(4, 3, 32, 32)).square().mean().backward()
     optimizer.step()
     return model, optimizer
 
 
-@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+@pytest.mark.parametrize("name", train.OPTIMIZERS)
 def test_every_optimizer_moves_every_weight(name):
     """Muon shares the weights with AdamW: none may be forgotten."""
     torch.manual_seed(0)
@@ -36,7 +37,7 @@ def test_state_bytes_per_weight(name, size):
 
 def test_adagrads_factor_is_rate_over_root_of_summed_squares():
     weight = torch.nn.Parameter(torch.zeros(3))
-    optimizer = optimizers.make_optimizer("Adagrad", [weight], lr=0.5)
+    optimizer = train.make_optimizer("Adagrad", [weight], lr=0.5)
     for _ in range(4):
         weight.grad = torch.full((3,), 2.0)
         optimizer.step()

@@ -6,9 +6,11 @@ import sys
 import pytest
 import torch
 
-from cvlab import export, openvino_int8, peers, store
-from cvlab.ladder import examples
+from cvlab import export, store
+from cvlab.lessons.int8 import openvino_int8
+from cvlab.lessons.int8.ladder import examples
 from cvlab.models import SmallCNN
+from cvlab.tools import peers
 from cvlab.train import fit
 
 
@@ -44,7 +46,7 @@ def test_the_smoke_run_is_timed_as_a_user_meets_it(workbook, monkeypatch):
     """In a process of its own: after OpenVINO, starting kernels from the same one crashed."""
     root, log = workbook
     code = f"import pathlib, cvlab.paths as p; p.PACKAGE = pathlib.Path({str(root / 'cvlab')!r});"
-    code += "import sys; from cvlab.cli import main; sys.exit(main(sys.argv[1:]))"
+    code += "import sys; from cvlab.tools.cli import main; sys.exit(main(sys.argv[1:]))"
     real = subprocess.run
     as_there = lambda command: real([sys.executable, "-c", code, *command[3:]])  # noqa: E731
     monkeypatch.setattr(peers.subprocess, "run", as_there)

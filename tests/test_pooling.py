@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from cvlab import data as cvdata
-from cvlab import metrics, models, pooling
+from cvlab import metrics, models
 from cvlab.data import Split
+from cvlab.lessons import pooling
+from cvlab.lessons.pooling import plot_shift_curves
+from cvlab.machine import import_torchvision
 from cvlab.models import POOLINGS, PoolingNet
-from cvlab.plots import shift_curves
 
 
 def net(kind, seed=0):
@@ -35,8 +37,6 @@ def test_stride_keeps_every_second_result_of_the_plain_convolution():
 
 def test_blur_is_one_two_one_then_every_second_pixel():
     """Against timm's own BlurPool2d, away from the edge, where they reflect differently."""
-    from cvlab.compat import import_torchvision
-
     import_torchvision()
     from timm.layers import BlurPool2d
 
@@ -134,7 +134,7 @@ def test_training_judges_and_compares(drawn):
     assert (judged["overfit_gap"] == judged["train_accuracy"] - judged["val_accuracy"]).all()
     assert judged[["shift_1", "shift_4"]].le(1).all(axis=None)
     assert "points" in pooling.comparison(judged).loc["max", "overfit gap"]
-    assert len(shift_curves({"a": judged, "b": judged}, "t").axes) == 2
+    assert len(plot_shift_curves({"a": judged, "b": judged}, "t").axes) == 2
     again, _ = pooling.train(
         drawn, "max", 3, augment=False, epochs=2, batch_size=50, width=16, patience=1
     )

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from cvlab import export, ladder, qat, quantize, runtime
+from cvlab import export, runtime
 from cvlab.data import load
-from cvlab.models import SmallCNN, replace_layers
+from cvlab.lessons.int8 import ladder, qat, quantize
+from cvlab.lessons.int8.qat import replace_layers
+from cvlab.models import SmallCNN
 from cvlab.train import fit, predict
 
 

@@ -7,8 +7,10 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
-from cvlab import deploy, export, ladder, metrics, quantize, runtime, sensitivity, store, widgets
+from cvlab import export, metrics, runtime, store
 from cvlab.data import load
+from cvlab.lessons.engines import deploy
+from cvlab.lessons.int8 import figures, ladder, quantize, sensitivity
 from cvlab.models import SmallCNN
 
 
@@ -282,7 +284,7 @@ def test_examples_are_fed_as_batches_are():
 
 def test_the_widget_shows_the_chosen_rung():
     logits = {"a": torch.eye(3), "b": torch.eye(3).flip(0)}
-    box = widgets.rungs(logits, torch.arange(3), ["x", "y", "z"], {"a": 4.0, "b": 1.0})
+    box = figures.explore(logits, torch.arange(3), ["x", "y", "z"], {"a": 4.0, "b": 1.0})
     before = box.children[-1].value
     box.children[0].value = "b"
     assert box.children[-1].value != before
@@ -342,7 +344,7 @@ def test_a_model_that_takes_pixels_is_sent_back_to_fp32(tmp_path):
     )
     path = export.to_onnx(stored.model, tmp_path / "net.onnx", about=export.about(stored))
     with pytest.raises(quantize.QuantizeError, match="with_pixels"):
-        quantize.Source(export.with_pixels(path, tmp_path / "p.onnx"), images(8), tmp_path)
+        quantize.Source(deploy.with_pixels(path, tmp_path / "p.onnx"), images(8), tmp_path)
 
 
 def test_images_of_another_shape_are_refused(small, tmp_path):

@@ -16,8 +16,9 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from cvlab import cli, report, runner, safe_html
-from cvlab.run import MIME, STAND_IN_LABEL, ParameterError
+from cvlab.profiles import ParameterError
+from cvlab.records import MIME, STAND_IN_LABEL
+from cvlab.tools import cli, pages, report, runner
 
 ROOT = Path(__file__).parent.parent
 
@@ -356,7 +357,7 @@ def test_every_formula_of_the_workbook_becomes_mathml(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "markdown":
             continue
-        soup = BeautifulSoup(safe_html.markdown(cell.source), "html.parser")
+        soup = BeautifulSoup(pages.markdown(cell.source), "html.parser")
         prose = re.sub(r"`[^`]*`", "", cell.source)
         found = soup.find_all("math")
         assert len(found) == len(re.findall(r"\$\$.+?\$\$|\$[^$]+\$", prose, re.DOTALL))
@@ -483,9 +484,9 @@ def test_nothing_hostile_is_markup_in_the_notebooks_pages(hostile):
 def test_a_picture_is_shown_if_it_is_one():
     good = base64.b64decode(png())
     for content in (b"", b"GIF89a", good[:60], good[:40] + b"x" + good[41:]):
-        assert safe_html.picture(base64.b64encode(content).decode()) is None
-    assert safe_html.picture(png()).width == 220
-    assert safe_html.picture(png("white", (8000, 7000))) is None, "would fill a browser's memory"
+        assert pages.picture(base64.b64encode(content).decode()) is None
+    assert pages.picture(png()).width == 220
+    assert pages.picture(png("white", (8000, 7000))) is None, "would fill a browser's memory"
 
 
 # --- in a browser --------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cvlab import records, results
+from cvlab import records
+from cvlab.tools import results
 
 
 def record(value, unit="fraction", name="accuracy", **tags):
@@ -26,7 +27,7 @@ def test_readme_and_stored_results_are_those_of_the_notebooks():
     ],
 )
 def test_a_record_in_words_says_how_sure_it_is(given, text):
-    assert records.text(given) == text
+    assert records.in_words(given) == text
 
 
 def test_a_headline_picks_its_record_by_name_and_tags():

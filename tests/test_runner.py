@@ -11,7 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cvlab import cli, runner
+from cvlab.profiles import ParameterError
+from cvlab.tools import cli, runner
 
 
 def command(*arguments):
@@ -103,7 +104,7 @@ def test_ctrl_c_keeps_what_finished_and_resume_goes_on(workbook):
     path.write_text(path.read_text().replace("1 / 0", "import time; time.sleep(60)"))
     code = (
         "import pathlib, sys, cvlab.paths; cvlab.paths.PACKAGE = pathlib.Path(sys.argv.pop(1));"
-        "from cvlab.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from cvlab.tools.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     arguments = [sys.executable, "-c", code, str(root / "cvlab"), "run", "--out", str(root / "out")]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # `make test &` has it ignored
@@ -163,3 +164,19 @@ def test_doctor_reports_what_is_missing_and_what_to_do(workbook, capsys):
 )
 def test_values_are_read_as_python_or_text(text, value):
     assert cli.value_of(text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "hint"),
+    [
+        ("02_pooling", {"CLASSES": ["lion", "tigre"]}, "Did you mean 'tiger'"),
+        ("02_pooling", {"CLASSES": ["lion", "lion"]}, "different"),
+        ("02_pooling", {"CLASSES": ["lion", 3]}, "no class 3"),
+        ("02_pooling", {"CLASSES": "lion"}, "list of names"),
+        ("03_pretrained_zoo", {"MORE_NETWORKS": ["resnet5"]}, "Did you mean 'resnet50'"),
+        ("03_pretrained_zoo", {"MORE_NETWORKS": "resnet18"}, "list of names"),
+    ],
+)
+def test_what_only_a_part_of_the_package_knows_is_looked_up_before_a_run(name, parameters, hint):
+    with pytest.raises(ParameterError, match=hint):
+        runner.check(runner.Plan([name], parameters=parameters))

@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from cvlab import cli, export, quantize, runtime, shrink, store
+from cvlab import export, runtime, store
 from cvlab.data import load
+from cvlab.lessons.int8 import quantize, shrink
 from cvlab.models import SmallCNN
+from cvlab.tools import cli
 from cvlab.train import fit
 
 

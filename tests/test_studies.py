@@ -16,8 +16,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from cvlab import cli, run, studies, tune, workers
-from cvlab.studies import StudyError, new_study
+from cvlab.lessons.search import studies, tune
+from cvlab.lessons.search.studies import StudyError, new_study
+from cvlab.profiles import ParameterError
+from cvlab.tools import cli, runner, workers
 
 SMOKE = {"profile": "smoke", "data": "synthetic"}
 
@@ -33,8 +35,8 @@ def draw(trial):
 def test_a_storage_that_cannot_be_is_refused_before_the_run(where):
     with pytest.raises(ValueError, match="journal"):
         studies.check_storage(where)
-    with pytest.raises(run.ParameterError, match="STORAGE"):
-        run.check_parameters("04_optuna", {"storage": where})
+    with pytest.raises(ParameterError, match="STORAGE"):
+        runner.check(runner.Plan(["04_optuna"], parameters={"STORAGE": where}))
 
 
 def test_a_stopped_search_goes_on_with_other_draws(tmp_path):

@@ -11,8 +11,7 @@ from torch import nn
 
 from cvlab.metrics import Score
 from cvlab.models import LeNet, SmallCNN
-from cvlab.optimizers import OPTIMIZERS
-from cvlab.train import CheckpointError, TrainingDiverged, evaluate, fit, one_cycle
+from cvlab.train import OPTIMIZERS, CheckpointError, TrainingDiverged, evaluate, fit, one_cycle
 
 
 @pytest.fixture(autouse=True)

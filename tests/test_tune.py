@@ -10,8 +10,9 @@ import pytest
 import torch
 from optuna.trial import FixedTrial, TrialState
 
-from cvlab import metrics, plots, studies, tune, widgets
-from cvlab.studies import StudyError, new_study
+from cvlab import metrics
+from cvlab.lessons.search import figures, studies, tune
+from cvlab.lessons.search.studies import StudyError, new_study
 from cvlab.train import History, TrainingDiverged
 
 REPORTS = {"n_layers": 1, "n_units_l0": 16, "dropout_l0": 0.2, "kernel_size": 3}
@@ -206,7 +207,7 @@ def test_optunas_figures_leave_our_style_alone(kind):
     study = new_study("drawn", sampler="random", pruner="none")
     tune.search(study, with_two_parameters, trials=6, what=None)
     before = dict(plt.rcParams)
-    figure = plots.by_optuna(kind, study, "A finding")
+    figure = figures.by_optuna(kind, study, "A finding")
     assert dict(plt.rcParams) == before
     assert figure.get_suptitle() == "A finding"
     plt.close(figure)
@@ -221,7 +222,7 @@ def test_the_widget_draws_any_two_parameters():
     study = new_study("slices", sampler="random", pruner="none")
     tune.search(study, with_two_parameters, trials=6, what=None)
     trials = tune.table(study, "COMPLETE").drop(columns=["epochs", "seconds"])
-    box = widgets.slices(trials)
+    box = figures.explore(trials)
     x, y, picture = box.children
     assert (x.value, y.value) == ("name", "width")
     before = picture.value

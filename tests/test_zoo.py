@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from cvlab import zeroshot, zoo
+from cvlab import zoo
 from cvlab.data import Split, load
+from cvlab.lessons.int8 import qat
+from cvlab.lessons.pretrained import cost, zeroshot
 from cvlab.train import CheckpointError
 
 LITE = "tf_efficientnet_lite0"
@@ -29,7 +31,7 @@ def nowhere(tmp_path, monkeypatch):
 
 
 def test_the_cards_of_the_workbook_are_complete_and_true():
-    table = zoo.costs(zoo._known())
+    table = cost.on_paper(zoo._known())
     assert table.notna().all(axis=None)
     assert table.loc["AlexNet", ["layers", "parameters"]].tolist() == [8, 61_100_840]
     assert table.loc["VGG16", "layers"] == 16
@@ -43,7 +45,7 @@ def test_any_classifier_of_either_library_has_a_card():
     assert zoo.card("resnet18").url.endswith(".pth")
     assert zoo.card("resnet18").top1 == pytest.approx(0.69758)
     assert zoo.card("vit_tiny_patch16_224").hub.startswith("timm/")
-    assert zoo.costs(["vit_tiny_patch16_224"])["top1"].isna().all()
+    assert cost.on_paper(["vit_tiny_patch16_224"])["top1"].isna().all()
 
 
 @pytest.mark.parametrize("wrong", ["resnet5", "efficientnet-b3", "fasterrcnn_resnet50_fpn"])
@@ -57,7 +59,7 @@ def test_a_network_is_built_for_any_number_of_classes_and_runs():
         net = zoo.build(name, 7)
         assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
         assert not net.training
-    zoo.forward_call(net, 64, 2)()
+    cost.forward_call(net, 64, 2)()
 
 
 # --- inputs --------------------------------------------------------------------------------------
@@ -66,9 +68,8 @@ def test_a_network_is_built_for_any_number_of_classes_and_runs():
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b3"])
 def test_images_are_prepared_as_torchvision_prepares_them(drawn, name):
     """Apart from the crop: the whole image is shown."""
-    models, _ = zoo.libraries()
     about = zoo.card(name)
-    theirs = models.get_model_weights(name).DEFAULT.transforms(resize_size=about.size)
+    theirs = zoo.models.get_model_weights(name).DEFAULT.transforms(resize_size=about.size)
     batches = zoo.as_seen_by(about, drawn).batches(drawn.val.take(4), 4)
     images, _ = next(iter(batches.epoch()))
     assert images.shape == (4, 3, about.size, about.size)
@@ -266,7 +267,7 @@ def test_squeeze_and_excite_scales_channels_by_what_the_image_holds():
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         before = net(images)
-        zoo.add_squeeze_excite(net, torch.nn.ReLU)
+        qat.add_squeeze_excite(net, torch.nn.ReLU)
         gate, inner = net.blocks[1][0].se, net.blocks[1][0].se.fc1
         x = torch.randn(2, gate.fc1.in_channels, 4, 4)
         factors = gate(x) / x

@@ -1,0 +1,40 @@
+"""Exercises that answer back: a learner's function is compared with a reference.
+
+The stub in a notebook and its check in `cvlab.checks` have the same name. A check calls the
+learner's function and judges what comes back by `cvlab.answers`; it knows the usual mistakes and
+names them. `cvlab.run.Run.check` prints and stores the outcome.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from cvlab.exercises.answers import NotAttempted, Wrong
+from cvlab.exercises.checks import CHECKS
+
+TO_DO = "not attempted, it returns nothing. Put your code in place of `...`, run the cell again."
+
+
+def judge(answer: Callable) -> tuple[str, str]:
+    """Check a learner's function, named as its exercise: the outcome, and what to say.
+
+    The outcome is one of `cvlab.records.OUTCOMES`. torch's random numbers stay as they were,
+    so that an exercise changes nothing in the cells after it.
+
+    Raises:
+        ValueError: there is no exercise of that name.
+    """
+    name = getattr(answer, "__name__", repr(answer))
+    if name not in CHECKS:
+        raise ValueError(
+            f"There is no exercise {name!r}; keep the stub's name, one of {[*CHECKS]}."
+        )
+    random_state = torch.get_rng_state()
+    try:
+        return "solved", CHECKS[name](answer)
+    except NotAttempted:
+        return "not attempted", TO_DO
+    except Wrong as wrong:
+        return "wrong", str(wrong)
+    finally:
+        torch.set_rng_state(random_state)

@@ -1,0 +1,1 @@
+"""One room a notebook: its helpers, its figures, its widget."""

@@ -1,0 +1,281 @@
+"""The capstone's own pieces: one budget, every stage on one table, the reports', your report."""
+
+import html
+import tomllib
+from base64 import b64encode
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import ipywidgets as widgets
+import numpy as np
+import optuna
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from cvlab import export, runtime, zoo
+from cvlab.bench import Contestant, race
+from cvlab.data import ImageData
+from cvlab.lessons.engines import rivals
+from cvlab.lessons.int8.ladder import compared
+from cvlab.lessons.search import tune
+from cvlab.models import MODELS
+from cvlab.paths import store_text
+from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, canvas, footnote
+from cvlab.records import in_words, interval
+from cvlab.run import Run
+from cvlab.show import interactive
+from cvlab.train import predict
+
+SIZE = 64  # pixels a side for a network that ImageNet has trained
+
+
+REPORTS_SIDE = 224  # pixels a side of the images that the reports' EfficientNet-B3 saw
+
+
+def view(model: str, data: ImageData) -> ImageData:
+    """`data` as the network of this name takes it: ours its 32 pixels, one of the zoo `SIZE`."""
+    return data if model in MODELS else zoo.as_seen_by(zoo.card(model), data, SIZE)
+
+
+def passes(study: optuna.Study, objective: tune.Objective) -> float:
+    """What a search has cost: passes over all training images, pruned trials included.
+
+    Counted are the epochs that trials reported, so `objective.prune` must be on.
+    """
+    epochs = sum(len(trial.intermediate_values) for trial in tune.finished(study))
+    images = min(objective.images, len(objective.data.train)) / objective.parts
+    return epochs * images / len(objective.data.train)
+
+
+def finalists(
+    trials: pd.DataFrame, known: Mapping[str, float], n: int
+) -> tuple[dict[str, int], float]:
+    """What is known goes on to the final, and the best trial if it beats it by a standard error.
+
+    Args:
+        trials: of `cvlab.lessons.search.tune.table`, `score` an accuracy of `n` images.
+        known: the parameters to be beaten; one trial has them.
+        n: validation images.
+
+    Returns:
+        ("known" and perhaps "searched" to the number of their trial, standard error of the
+        known one's score).
+    """
+    same = (trials[[*known]] == pd.Series(known)).all(axis=1)
+    first, best = int(trials.index[same][0]), int(trials["score"].idxmax())
+    score = trials.loc[first, "score"]
+    error = float(np.sqrt(score * (1 - score) / n))
+    beaten = trials.loc[best, "score"] > score + error
+    return {"known": first} | ({"searched": best} if beaten else {}), error
+
+
+def stages(
+    net: Path, model: Path, int8: Path, data: ImageData, threads: int, *, rounds: int = 12
+) -> pd.DataFrame:
+    """PyTorch, ONNX Runtime and INT8 on all test images, and racing on one image.
+
+    Args:
+        net: the trained network, see `cvlab.store`.
+        model: exported from it.
+        int8: made of `model`.
+        data: as the network sees it.
+        threads: of each engine.
+        rounds: of `cvlab.bench.race`.
+
+    Returns:
+        a row a stage: see `cvlab.lessons.int8.ladder.compared`, against PyTorch; `latency_ms` of
+        one image with `p10` and `p90`; `speedup` over PyTorch with its 95 % interval
+        `speedup_low` to `speedup_high`; `size_mb` of the file.
+    """
+    calls = {
+        "PyTorch": partial(rivals.pytorch, net),
+        "ONNX Runtime": partial(runtime.call, model),
+        "INT8": partial(runtime.call, int8),
+    }
+    files = dict(zip(calls, (net, model, int8), strict=True))
+    test = data.batches("test", 25)
+    first, labels = predict(rivals.network(net, threads), test, precision="fp32")
+    logits = {"PyTorch": first}
+    for name in ("ONNX Runtime", "INT8"):
+        logits[name], _ = runtime.predict(files[name], test, what=name)
+    rows = {name: compared(first, answers, labels) for name, answers in logits.items()}
+    image = next(iter(test.epoch()))[0][:1].contiguous().numpy()
+    times = race(
+        {name: Contestant(call, image, threads) for name, call in calls.items()},
+        rounds=rounds,
+        what="race",
+    )
+    names = {"ms": "latency_ms", "p10": "p10", "p90": "p90", "ratio": "speedup"}
+    names |= {"low": "speedup_low", "high": "speedup_high"}
+    table = pd.DataFrame(rows).T.join(times[[*names]].rename(columns=names))
+    table["size_mb"] = [file.stat().st_size / 1e6 for file in files.values()]
+    return table.rename_axis("stage")
+
+
+def reports() -> pd.DataFrame:
+    """What the student reports stated: a row each, `accuracy`, its interval `low` to `high` where
+    they say how many images `n` it is of, `size_mb`, `conditions`.
+    """
+    rows = tomllib.loads((Path(__file__).parent / "reports.toml").read_text())["report"]
+    table = pd.DataFrame(rows).set_index("what")
+    for what, row in table.iterrows():
+        share = {"value": row["accuracy"], "unit": "fraction", "tags": {"n": row["n"]}}
+        table.loc[what, ["low", "high"]] = interval(share) or (np.nan, np.nan)
+    return table
+
+
+def reports_speed(folder: Path, threads: int, *, rounds: int = 12) -> pd.DataFrame:
+    """The reports' EfficientNet-B3 built again, in fp32 and quantised as they did: time and bytes.
+
+    Neither depends on what the weights are, so they are drawn at random; accuracy cannot be had so.
+
+    Returns:
+        a row each, as `reports` calls them: `latency_ms` of one image with `p10` and `p90`,
+        `built_mb`, the size of our file.
+    """
+    torch.manual_seed(0)
+    net = zoo.build("efficientnet_b3", 10).eval()
+    side = (3, REPORTS_SIDE, REPORTS_SIDE)
+    model, int8 = export.to_onnx(net, folder / "b3.onnx", side), folder / "b3.int8.onnx"
+    with runtime.quiet():  # its operator, ConvInteger, has no kernel for int8 weights
+        quantize_dynamic(model, int8, weight_type=QuantType.QUInt8)
+    files = {"EfficientNet-B3": model, "EfficientNet-B3, INT8": int8}
+    image = np.random.default_rng(0).normal(size=(1, *side)).astype(np.float32)
+    calls = {name: partial(runtime.call, file) for name, file in files.items()}
+    times = race(
+        {name: Contestant(call, image, threads) for name, call in calls.items()},
+        rounds=rounds,
+        what="the reports' network",
+    )
+    table = times[["ms", "p10", "p90"]].rename(columns={"ms": "latency_ms"})
+    table["built_mb"] = [file.stat().st_size / 1e6 for file in files.values()]
+    return table
+
+
+def write_report(run: Run, words: str, picture: str, folder: Path) -> str:
+    """Your own report, from what the run has recorded and claimed, as Markdown and as HTML.
+
+    Args:
+        run: its records with a tag `stage` become a table, the others a list.
+        words: your own conclusion, Markdown; HTML in it is shown as text.
+        picture: file name of a figure that `run.show` saved.
+        folder: gets `report.md` and `report.html`. The second holds the figure, so it can be sent.
+
+    Returns:
+        the Markdown.
+
+    Raises:
+        OSError: a file cannot be written; nothing else is lost.
+    """
+    import mistune
+
+    figure = folder / "figures" / picture
+    written = _markdown(run, words, f"figures/{picture}")
+    body = mistune.create_markdown(escape=True, plugins=["table"])(written)
+    if figure.is_file():
+        inside = f"data:image/png;base64,{b64encode(figure.read_bytes()).decode()}"
+        body = body.replace(f"figures/{picture}", inside)
+    page = PAGE.format(title=html.escape(run.name), body=body)
+    for name, content in {"report.md": written, "report.html": page}.items():
+        store_text(content, folder / name)
+    return written
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto }}
+body {{ padding: 0 1rem }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto }}
+td, th {{ border-bottom: 1px solid #ccc; padding: .3rem .7rem; text-align: left }}
+img {{ max-width: 100% }}
+blockquote {{ border-left: 4px solid #0072b2; margin-left: 0; padding-left: 1rem }}
+</style></head><body>
+{body}</body></html>
+"""
+
+
+def _markdown(run: Run, words: str, figure: str) -> str:
+    staged = [record for record in run.records if "stage" in record["tags"]]
+    rest = [record for record in run.records if record not in staged]
+    cells: dict[str, dict[str, str]] = {}
+    for record in staged:
+        cells.setdefault(record["tags"]["stage"], {})[record["name"]] = in_words(record)
+    table = pd.DataFrame(cells).T.fillna("").rename_axis("stage").reset_index()
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    about = {record["device"] for record in run.records}
+    source = run.source if run.real else "the synthetic stand-in, not real images"
+    lines = [f"# {run.name}", "", *(f"> {line}" for line in words.strip().splitlines()), ""]
+    lines += [f"On {', '.join(sorted(about))}; {source}; profile {run.profile}, seed {run.seed}."]
+    lines += ["", "## Stages", "", *(f"| {' | '.join(row)} |" for row in rows)]
+    lines += ["", f"![accuracy over latency]({figure})", "", "## How it came about", ""]
+    lines += [f"- {_named(record)}: {in_words(record)}" for record in rest]
+    lines += ["", "## What holds", ""]
+    lines += [f"- {'✓' if holds else '✗'} {claim}" for claim, holds in run.claims]
+    return "\n".join(lines) + "\n"
+
+
+def _named(record: dict) -> str:
+    tags = ", ".join(f"{k} {v}" for k, v in record["tags"].items() if k != "n")
+    return record["name"].replace("_", " ") + (f" ({tags})" if tags else "")
+
+
+def plot_products(table: pd.DataFrame, title: str) -> Figure:
+    """Accuracy over latency, the area of a circle its size; steps of one `kind` are joined.
+
+    Columns `kind`, `accuracy`, `latency_ms`, `size_mb`; rows of a kind in the order of its steps.
+    """
+    figure, axis = canvas(title, size=(8.5, 4.4))
+    axis.set_xscale("log")
+    above = table["latency_ms"].rank().astype(int) % 2 == 1  # neighbours' labels keep apart
+    for i, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
+        x, y = rows["latency_ms"], rows["accuracy"]
+        axis.plot(x, y, STYLES[i], color=COLOURS[i], marker=MARKERS[i], markersize=3, label=kind)
+        axis.scatter(x, y, s=20 * rows["size_mb"], color=COLOURS[i], alpha=0.35)
+        if y.max() - y.min() > 0.2:  # and off a steep line
+            above[rows.index] = y > y.mean()
+    for name, row in table.iterrows():
+        size = f"{row['size_mb']:,.0f}" if row["size_mb"] >= 10 else f"{row['size_mb']:.2g}"
+        side = 1 if above[name] else -1
+        place = (row["latency_ms"], row["accuracy"])
+        away = 10 + np.sqrt(20 * row["size_mb"] / np.pi)
+        how = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 9}
+        axis.annotate(f"{name}, {size} MB", place, (0, side * away), **how)
+    axis.set(xlabel="latency of one image, ms (log scale)", ylabel="accuracy", ylim=(-0.1, 1.15))
+    axis.margins(x=0.2)
+    axis.set_yticks(np.arange(0, 1.01, 0.2))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_major_formatter(PERCENT)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    footnote(figure, "Area of the circles: size of the file.")
+    return figure
+
+
+def explore(models: pd.DataFrame) -> widgets.Widget:
+    """Say what a device has to spare, in ms and MB; see which models fit, and the best of them.
+
+    `models`: `accuracy`, `latency_ms`, `size_mb` by name.
+    """
+    most = {"latency_ms": "at most, ms", "size_mb": "at most, MB"}
+    sliders = {
+        column: widgets.FloatLogSlider(
+            value=100, min=-2, max=2, step=0.1, description=label, continuous_update=False
+        )
+        for column, label in most.items()
+    }
+
+    def draw(latency_ms: float, size_mb: float):
+        fits = (models["latency_ms"] <= latency_ms) & (models["size_mb"] <= size_mb)
+        best = models["accuracy"][fits].idxmax() if fits.any() else "nothing"
+        title = f"With {latency_ms:.3g} ms and {size_mb:.3g} MB: {best}"
+        title += f", {models.loc[best, 'accuracy']:.1%}" if fits.any() else " fits"
+        return plot_products(models[fits] if fits.any() else models, title)
+
+    return interactive(draw, sliders)

@@ -1,0 +1,1 @@
+"""05: one network on every engine, timed honestly and dishonestly."""

@@ -1,0 +1,1 @@
+"""06: a quarter of the bytes, and how they cost no accuracy."""

@@ -1,0 +1,359 @@
+"""INT8 with ONNX Runtime. A `Recipe` says what is quantised and how, `Source.make` writes the file.
+
+Quantised numbers are integers q with a scale s and a zero point z: x = s (q - z).
+"""
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime import InferenceSession
+from onnxruntime import quantization as ort_quantization
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from torch import Tensor
+
+from cvlab import runtime
+from cvlab.machine import hardware
+from cvlab.paths import replace_atomically
+
+ACTIVATIONS = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+
+
+RANGES = {  # what is taken for the range of an activation, from the calibration images
+    "min-max": (CalibrationMethod.MinMax, {}),
+    "percentile 99.99": (CalibrationMethod.Percentile, {"percentile": 99.99}),
+    "percentile 99.9": (CalibrationMethod.Percentile, {"percentile": 99.9}),
+    # with ONNX Runtime's own 128 bins the whole range is the only candidate
+    "entropy": (CalibrationMethod.Entropy, {"num_bins": 512}),
+}
+
+
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+
+
+POINTWISE = ("Clip", "Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu")
+
+
+ALREADY = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger")
+
+
+ALREADY += ("MatMulInteger", "QLinearConv", "QLinearMatMul")
+
+
+class QuantizeError(ValueError):
+    """A model cannot be quantised as asked; the message says why and what to do."""
+
+
+def needs_seven_bits() -> bool:
+    """Would sums of products of 8 bits overflow their 16? On x86 before VNNI they do."""
+    features = hardware().features
+    return "avx2" in features and not {"avx512_vnni", "avx_vnni"} & set(features)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network becomes INT8; the default is the best start on an x86 CPU.
+
+    `kind` "weights" stores weights as INT8 and computes in float, "dynamic" measures the range
+    of activations at every call, "static" has it fixed by calibration images.
+    """
+
+    kind: str = "static"
+    per_channel: bool = True  # a scale for every output channel of a weight, or one for all
+    activations: str = "uint8"  # a key of ACTIVATIONS
+    ranges: str = "min-max"  # a key of RANGES; static only
+    keep: tuple[str, ...] = ()  # layers left in float, each with its activation function
+
+    def __post_init__(self):
+        choices = {"kind": ("weights", "dynamic", "static"), "activations": (*ACTIVATIONS,)}
+        for name, known in (choices | {"ranges": (*RANGES,)}).items():
+            if getattr(self, name) not in known:
+                raise QuantizeError(f"{name}={getattr(self, name)!r} was given, choose of {known}.")
+
+    def __str__(self) -> str:
+        """As in `static, per channel, min-max, 2 layers in float`."""
+        words = [self.kind, "per channel" if self.per_channel else "per tensor"]
+        words += [self.ranges] if self.kind == "static" else []
+        words += ["int8 activations"] if self.activations == "int8" else []
+        many = "layers" if len(self.keep) > 1 else "layer"
+        return ", ".join(words + ([f"{len(self.keep)} {many} in float"] if self.keep else []))
+
+    @property
+    def key(self) -> str:
+        """All of it as JSON, for names of files and journals."""
+        return json.dumps(vars(self))
+
+
+LADDER = {
+    "weights only, per tensor": Recipe("weights", per_channel=False),
+    "weights only, per channel": Recipe("weights"),
+    "dynamic, per tensor": Recipe("dynamic", per_channel=False),
+    "static, per tensor": Recipe(per_channel=False),
+    "static, per channel": Recipe(),
+    "… percentile 99.99": Recipe(ranges="percentile 99.99"),
+    "… entropy": Recipe(ranges="entropy"),
+    "… int8 activations": Recipe(activations="int8"),
+}
+
+
+class Source:
+    """A float model, ready to be quantised, with the images to calibrate it on.
+
+    Ranges are found once for each of `RANGES` and kept in `folder`, as are the models made.
+    """
+
+    def __init__(self, model: Path, calibration: Tensor, folder: Path):
+        """Check and prepare `model`.
+
+        Args:
+            model: ONNX file in fp32 with one input, images.
+            calibration: normalised float32 [N, 3, H, W]; take them from the training images.
+            folder: where files are put.
+
+        Raises:
+            QuantizeError: the model cannot be quantised, or does not take these images.
+        """
+        engine = _checked(model)
+        whole = len(calibration) - len(calibration) % batch_size(engine, 1)
+        self.images = calibration[:whole].numpy()
+        runtime.check_input(engine, self.images[: batch_size(engine, 16)])
+        digest = sha256(model.read_bytes() + self.images.tobytes()).hexdigest()[:12]
+        self.float_model, self.folder = model, folder / f"int8-{digest}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.model = self.folder / "prepared.onnx"
+        replace_atomically(lambda path: _prepare(model, path), self.model)
+        self.layers = layers(onnx.load(self.model))
+
+    @property
+    def key(self) -> str:
+        """Names model and calibration images: others have another key."""
+        return self.folder.name
+
+    def ranges(self, kind: str) -> Path:
+        """The file with the range of every activation, made by running the images if need be."""
+        path = self.folder / f"{kind.replace(' ', '_')}.json"
+        if not path.is_file():
+            found = calibrate(self.model, self.images, kind)
+            replace_atomically(lambda file: ort_quantization.save_tensors_data(found, file), path)
+        return path
+
+    def make(self, recipe: Recipe, path: Path | None = None, *, pinned: bool = True) -> Path:
+        """Write the INT8 model, by default to a name of its own in `folder`.
+
+        Args:
+            recipe: what to quantise and how.
+            path: file to write.
+            pinned: see `pin`; False leaves the file as ONNX Runtime's quantiser makes it.
+
+        Raises:
+            QuantizeError: the recipe keeps layers that the model does not have.
+        """
+        if unknown := set(recipe.keep) - set(self.layers):
+            raise QuantizeError(
+                f"There is no layer {', '.join(sorted(unknown))}; choose of {[*self.layers]}."
+            )
+        name = sha256(f"{recipe.key}{pinned}".encode()).hexdigest()[:12]
+        path = path or self.folder / f"{name}.onnx"
+
+        def write(file: Path) -> None:
+            content = self._quantized(recipe)
+            if pinned:
+                pin(content, recipe.keep)
+            known = {one.key: one.value for one in onnx.load(self.float_model).metadata_props}
+            helper.set_model_props(content, known | {"int8": str(recipe)})
+            onnx.checker.check_model(content)
+            onnx.save(content, file)
+
+        return replace_atomically(write, path)
+
+    def _quantized(self, recipe: Recipe) -> onnx.ModelProto:
+        if recipe.kind == "weights":
+            return weights_only(onnx.load(self.model), recipe)
+        exclude = [name for layer in recipe.keep for name in self.layers[layer]]
+        how = {"per_channel": recipe.per_channel, "nodes_to_exclude": exclude}
+        how["reduce_range"] = needs_seven_bits()
+        with TemporaryDirectory() as folder, runtime.quiet():
+            file = Path(folder) / "int8.onnx"
+            if (
+                recipe.kind == "dynamic"
+            ):  # ConvInteger, its operator, has no kernel for int8 weights
+                how["weight_type"] = QuantType.QUInt8
+                ort_quantization.quantize_dynamic(self.model, file, **how)
+            else:
+                how |= {"activation_type": ACTIVATIONS[recipe.activations]}
+                how |= {
+                    "weight_type": QuantType.QInt8,
+                    "calibrate_method": RANGES[recipe.ranges][0],
+                }
+                how |= {"calibration_cache_path": self.ranges(recipe.ranges)}
+                ort_quantization.quantize_static(self.model, file, **how)
+            return onnx.load(file)
+
+
+def batch_size(engine: InferenceSession, wanted: int) -> int:
+    """The batch that a model takes: its own where that is fixed, else `wanted`."""
+    first = engine.get_inputs()[0].shape[:1]
+    return first[0] if first and isinstance(first[0], int) else wanted
+
+
+def _checked(model: Path) -> InferenceSession:
+    """A model that can be quantised, loaded."""
+    engine, content = runtime.session(model), onnx.load(model)
+    inputs, kinds = engine.get_inputs(), {node.op_type for node in content.graph.node}
+    if done := kinds & set(ALREADY):
+        raise QuantizeError(
+            f"{model} is quantised already: it holds {', '.join(sorted(done))}. Give the float "
+            "model that it was made from."
+        )
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        found = ", ".join(f"{one.name} {one.shape}" for one in inputs) or "none"
+        raise QuantizeError(
+            f"{model} has the inputs {found}: calibration needs exactly one, images [N, 3, H, W]."
+        )
+    if inputs[0].type != "tensor(float)":
+        raise QuantizeError(
+            f"{model} takes {inputs[0].type}, not float images. Quantise the network in fp32 "
+            "first, then put pixels in front of it with cvlab.lessons.engines.deploy.with_pixels."
+        )
+    if not layers(content):
+        raise QuantizeError(
+            f"{model} has nothing to quantise: no Conv, Gemm or MatMul with float32 weights among "
+            f"{', '.join(sorted(kinds))}."
+        )
+    return engine
+
+
+def _prepare(model: Path, path: Path) -> None:
+    """Fold constants, infer shapes, give every node a name of its own."""
+    with runtime.quiet():
+        ort_quantization.quant_pre_process(model, path, skip_symbolic_shape=True)
+    prepared, seen = onnx.load(path), set()
+    for i, node in enumerate(prepared.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{i}"
+        seen.add(node.name)
+    onnx.save(prepared, path)
+
+
+def weights(content: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Name of each Conv, Gemm and MatMul to its float32 weight, in the graph's order."""
+    stored = {one.name: one for one in content.graph.initializer}
+    found = {n.name: stored.get(n.input[1]) for n in content.graph.node if n.op_type in WEIGHTED}
+    return {k: w for k, w in found.items() if w and w.data_type == onnx.TensorProto.FLOAT}
+
+
+def layers(content: onnx.ModelProto) -> dict[str, list[str]]:
+    """Name of each node with a weight to the nodes of its layer: itself and its activation.
+
+    A node in float whose activation is quantised gains little: SiLU is x times sigmoid(x), and
+    both are quantised on their own.
+    """
+    found = {}
+    for name in weights(content):
+        (start,) = (node for node in content.graph.node if node.name == name)
+        inside, nodes = {start.output[0]}, [name]
+        for node in content.graph.node:
+            alone = node.op_type in POINTWISE and node.input[0] in inside
+            if alone or (node.op_type == "Mul" and inside.issuperset(node.input)):
+                inside.add(node.output[0])
+                nodes.append(node.name)
+        found[name] = nodes
+    return found
+
+
+def weights_only(content: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
+    """Weights as INT8 with a DequantizeLinear behind each; everything is computed in float."""
+    graph = content.graph
+    for name, stored in weights(content).items():
+        if name in recipe.keep:
+            continue
+        weight, (node,) = numpy_helper.to_array(stored), [n for n in graph.node if n.name == name]
+        axis = output_axis(node)
+        integers, scale = quantize_weight(weight, axis if recipe.per_channel else None)
+        parts = {"int8": integers, "scale": scale}
+        for what, array in parts.items():
+            graph.initializer.append(numpy_helper.from_array(array, f"{stored.name}_{what}"))
+        given, out = [f"{stored.name}_{what}" for what in parts], f"{stored.name}_float"
+        where = {"axis": axis} if recipe.per_channel else {}
+        graph.node.insert(0, helper.make_node("DequantizeLinear", given, [out], **where))
+        node.input[1] = out
+        graph.initializer.remove(stored)
+    return content
+
+
+def output_axis(node: onnx.NodeProto) -> int:
+    """The axis of a node's weight that counts its outputs."""
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return 0 if node.op_type == "Conv" or transposed else 1
+
+
+def quantize_weight(weight: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """INT8 numbers and their scale, float32: one for each index of `axis`, for None one alone."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(axis=others, keepdims=True)
+    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    integers = np.round(weight / scale).astype(np.int8)
+    return integers, scale.reshape(-1) if axis is not None else scale.reshape(())
+
+
+def calibrate(model: Path, images: np.ndarray, kind: str) -> ort_quantization.TensorsData:
+    """The range of every activation of a prepared model, by a method of `RANGES`.
+
+    The images go through 16 at a time, so that histograms are all that is kept of them.
+    """
+    method, options = RANGES[kind]
+    engine = runtime.session(model)
+    name, step = engine.get_inputs()[0].name, batch_size(engine, 16)
+    with TemporaryDirectory() as folder, runtime.quiet():
+        augmented = str(Path(folder) / "augmented.onnx")
+        how = {"augmented_model_path": augmented, "calibrate_method": method}
+        calibrator = ort_quantization.create_calibrator(model, **how, extra_options=options)
+        for i in range(0, len(images), step):
+            calibrator.collect_data(OneBatch({name: images[i : i + step]}))
+        return calibrator.compute_data()
+
+
+class OneBatch(ort_quantization.CalibrationDataReader):
+    """One batch, as ONNX Runtime's calibrators want it."""
+
+    def __init__(self, feed: dict[str, np.ndarray]):
+        self.left = [feed]
+
+    def get_next(self) -> dict | None:
+        """The batch, then None."""
+        return self.left.pop() if self.left else None
+
+
+def pin(content: onnx.ModelProto, kept: tuple[str, ...]) -> None:
+    """Make nodes that were left in float stay in float when the model is loaded.
+
+    ONNX Runtime quantises the weight of a float node between INT8 ones at loading, per tensor
+    (its WeightBiasQuantization). It leaves alone what reads activations with a scale for each
+    channel: so the kept nodes get a DequantizeLinear of their own, with equal scales.
+    """
+    graph, shapes = content.graph, weights(content)
+    stored = {one.name: one for one in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    for i, node in [(i, n) for i, n in enumerate(graph.node) if n.name in kept][::-1]:
+        reads = makers.get(node.input[0])
+        if reads is None or reads.op_type != "DequantizeLinear" or node.op_type != "Conv":
+            continue
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        given = [reads.input[0]]
+        for name in reads.input[1:]:
+            value = numpy_helper.to_array(stored[name])
+            repeated = np.repeat(value.reshape(1), shapes[node.name].dims[1] * groups)
+            given.append(f"{node.name}_{name}")
+            graph.initializer.append(numpy_helper.from_array(repeated, given[-1]))
+        out = f"{node.name}_pinned"
+        graph.node.insert(i, helper.make_node("DequantizeLinear", given, [out], axis=1))
+        node.input[0] = out
+    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    for node in [n for n in graph.node if n.op_type == "DequantizeLinear"]:
+        if node.output[0] not in used:
+            graph.node.remove(node)

@@ -1,0 +1,267 @@
+"""The pooling experiment: one network, four ways to halve the image, judged in every respect."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+from cvlab.bench import peak_memory
+from cvlab.data import ImageData, Split
+from cvlab.metrics import over_seeds, score
+from cvlab.models import POOLINGS, PoolingNet, summary
+from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, _shares, canvas, footnote
+from cvlab.show import interactive
+from cvlab.train import History, autocast, choose_precision, evaluate, fit, predict
+
+Runs = Mapping[tuple[str, int], tuple[PoolingNet, History]]  # (pooling, seed) -> what came of it
+
+
+EVAL_BATCH = 250
+
+
+DISTANCES = (1, 2, 3, 4)
+
+
+MEMORY_BATCH = 128
+
+
+def zone_plate(size: int = 128) -> Tensor:
+    """Rings that get finer outwards, down to 2 pixels a ring at the edge: float [size, size], 0..1.
+
+    Half the pixels can show the inner half of them only; whatever else a halved picture shows
+    is an alias.
+    """
+    line = torch.linspace(-1, 1, size)
+    return 0.5 + 0.5 * torch.cos(torch.pi * size / 4 * (line**2 + line[:, None] ** 2))
+
+
+def halve(image: Tensor, pooling: str) -> Tensor:
+    """One step of pooling on a picture, float [H, W]: [H/2, W/2]."""
+    if pooling == "stride":
+        return image[::2, ::2]
+    return POOLINGS[pooling](1)(image[None, None])[0, 0]
+
+
+def train(
+    data: ImageData,
+    pooling: str,
+    seed: int,
+    *,
+    augment: bool,
+    epochs: int,
+    batch_size: int,
+    width: int,
+    lr: float = 0.01,
+    patience: int | None = None,
+    device: str | torch.device = "cpu",
+    watch: Callable | None = None,
+) -> tuple[PoolingNet, History]:
+    """Train a `PoolingNet`; with one seed all kinds have the same start and the same batches.
+
+    Args:
+        data: images and classes.
+        pooling: a name in `cvlab.models.POOLINGS`.
+        seed: of the weights, the order of images and their augmentation.
+        augment: crop and flip the training images at random, or take them as they are.
+        epochs: passes over the training images.
+        batch_size: images a step.
+        width: channels of the first stage.
+        lr: peak of the one-cycle schedule.
+        patience: epochs without a better validation accuracy before it stops early.
+        device: to train on.
+        watch: as of `fit`.
+    """
+    torch.manual_seed(seed)
+    model = PoolingNet(len(data.classes), pooling, width)
+    train = data.batches("train", batch_size, augment=augment, seed=seed, device=device)
+    val = data.batches("val", EVAL_BATCH, device=device)
+    how = {"weight_decay": 5e-4, "schedule": "one-cycle", "what": None}
+    return model, fit(
+        model, train, val, epochs=epochs, lr=lr, patience=patience, watch=watch, **how
+    )
+
+
+def judge(runs: Runs, data: ImageData, device: str | torch.device = "cpu") -> pd.DataFrame:
+    """What training made of each network, seen on training and validation images as they are.
+
+    Args:
+        runs: (pooling, seed) -> (network, history).
+        data: their images.
+        device: to compute on.
+
+    Returns:
+        one row a run: `pooling`, `seed`, `train_accuracy`, `val_accuracy`, `overfit_gap` (their
+        difference), all fractions, `seconds` of training, and `shift_1` to `shift_4`, see
+        `shift_consistency`, on the validation images.
+    """
+    rows = []
+    for (pooling, seed), (model, history) in runs.items():
+        seen = evaluate(model, data.batches(data.train, EVAL_BATCH, device=device)).accuracy
+        new = evaluate(model, data.batches("val", EVAL_BATCH, device=device)).accuracy
+        row = {"pooling": pooling, "seed": seed, "train_accuracy": seen, "val_accuracy": new}
+        row |= {"overfit_gap": seen - new, "seconds": history.seconds}
+        same = shift_consistency(model, data.val, data, DISTANCES, device)
+        rows.append(row | {f"shift_{distance}": share for distance, share in same.items()})
+    return pd.DataFrame(rows)
+
+
+def shift_consistency(
+    model: torch.nn.Module,
+    split: Split,
+    data: ImageData,
+    distances: Sequence[int],
+    device: str | torch.device = "cpu",
+) -> dict[int, float]:
+    """Share of images that keep their predicted class, right or wrong, when they move.
+
+    For each distance, in pixels, moved to the left, right, up and down; the mean of the four.
+    Measure and name as in Zhang, "Making convolutional networks shift-invariant again", 2019.
+    """
+
+    def answers(images: Split) -> Tensor:
+        return predict(model, data.batches(images, EVAL_BATCH, device=device))[0].argmax(1)
+
+    still, shares = answers(split), {}
+    for far in distances:
+        moves = ((far, 0), (-far, 0), (0, far), (0, -far))
+        same = [(answers(split.shifted(*move)) == still).float().mean().item() for move in moves]
+        shares[far] = float(np.mean(same))
+    return shares
+
+
+def most_moved(model: torch.nn.Module, data: ImageData) -> int:
+    """The validation image whose probabilities change most when it moves one pixel to the right."""
+
+    def says(images: Split) -> Tensor:
+        return predict(model, data.batches(images, EVAL_BATCH))[0].softmax(1)
+
+    return int((says(data.val) - says(data.val.shifted(1, 0))).abs().sum(1).argmax())
+
+
+def costs(poolings: Sequence[str], classes: int, width: int, device) -> pd.DataFrame:
+    """What each kind costs whatever it learns: one row a kind.
+
+    Returns:
+        `parameters`; `MACs`, multiply-accumulate operations for one image; `training_MB`, see
+        `cvlab.bench.peak_memory`, of a forward and backward pass of 128 images.
+    """
+    tasks = {
+        kind: partial(forward_backward, kind, classes, width, str(device)) for kind in poolings
+    }
+    layers = {kind: summary(PoolingNet(classes, kind, width)) for kind in poolings}
+    table = {kind: t[["parameters", "MACs"]].sum() for kind, t in layers.items()}
+    return pd.DataFrame(table).T.assign(training_MB=peak_memory(tasks))
+
+
+def forward_backward(pooling: str, classes: int, width: int, device: str) -> Callable[[], None]:
+    """A call that runs a fresh `PoolingNet` forward and backward on noise, as `fit` does."""
+    model = PoolingNet(classes, pooling, width).to(device, memory_format=torch.channels_last)
+    images = torch.randn(MEMORY_BATCH, 3, 32, 32, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(MEMORY_BATCH, dtype=torch.long, device=device)
+    precision = choose_precision(images.device)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        with autocast(images.device, precision):
+            logits = model(images)
+        F.cross_entropy(logits.float(), labels).backward()
+
+    return step
+
+
+def comparison(judged: pd.DataFrame) -> pd.DataFrame:
+    """`judge`'s table for the eye: one row a kind, means over seeds, lowest and highest seed."""
+    rows = {}
+    for pooling, runs in judged.groupby("pooling", sort=False):
+        val = runs["val_accuracy"]
+        rows[pooling] = {
+            "train": f"{runs['train_accuracy'].mean():.1%}",
+            "validation": f"{val.mean():.1%}",
+            "seeds": f"{val.min():.1%} to {val.max():.1%}",
+            "overfit gap": f"{100 * runs['overfit_gap'].mean():.1f} points",
+            "same answer after 1 pixel": f"{runs['shift_1'].mean():.1%}",
+            "seconds a run": f"{runs['seconds'].median():.1f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def test_table(answers: Mapping[tuple[str, str, int], tuple[Tensor, Tensor]]) -> pd.DataFrame:
+    """Accuracy on the test set: one row a configuration, best first.
+
+    Args:
+        answers: (pooling, images, seed) -> (logits, labels), as `cvlab.train.predict` gives them.
+
+    Returns:
+        `test accuracy` (mean over seeds), its `95 % interval` for one typical model (the images
+        are the sample), `seeds` (lowest to highest), `n` test images.
+    """
+    scores = pd.Series({key: score(*answer) for key, answer in answers.items()}).sort_index()
+    means, rows = scores.map(lambda s: s.accuracy).groupby(level=[0, 1]).mean(), {}
+    for key in means.sort_values(ascending=False).index:
+        n = scores[key].iloc[0].n
+        rows[key] = over_seeds([s.correct for s in scores[key]], n) | {"n": n}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["pooling", "images"])
+
+
+def plot_shift_curves(panels: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Consistency over distance, one panel each: columns `pooling`, `shift_1` to `shift_4`."""
+    figure, axes = canvas(title, len(panels), size=(8, 3.6), sharey=True, squeeze=False)
+    for axis, (name, table) in zip(axes[0], panels.items(), strict=True):
+        columns = [column for column in table if column.startswith("shift_")]
+        distances = [int(column.removeprefix("shift_")) for column in columns]
+        for i, (pooling, rows) in enumerate(table.groupby("pooling", sort=False)):
+            middle, low, high = rows[columns].mean(), rows[columns].min(), rows[columns].max()
+            look = {"color": COLOURS[i], "marker": MARKERS[i], "label": pooling, "markersize": 4}
+            axis.plot(distances, middle, STYLES[i % 4], **look)
+            axis.fill_between(distances, low, high, color=COLOURS[i], alpha=0.15, lw=0)
+        axis.set_title(name, loc="left", fontsize=9.5)
+        axis.set(xlabel="the image moves by, pixels", xticks=distances)
+        axis.yaxis.set_major_formatter(PERCENT)
+    axes[0, 0].set_ylabel("images that keep their class")
+    axes[0, 0].legend(frameon=False)
+    footnote(figure, "Mean of four directions, validation images. Band: lowest to highest seed.")
+    return figure
+
+
+def plot_answers(picture: np.ndarray, probabilities: pd.DataFrame, title: str) -> Figure:
+    """A picture, [H, W, 3], and what each model (rows) gives each class (columns)."""
+    size = (8.5, 0.4 * len(probabilities) + 1.6)
+    figure, (left, right) = canvas(title, 2, size=size, width_ratios=[1, 3])
+    left.imshow(picture)
+    left.axis("off")
+    _shares(right, probabilities)
+    for row, column in enumerate(probabilities.to_numpy().argmax(1)):
+        frame = plt.Rectangle((column, row), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=2.5)
+        right.add_patch(frame)
+    return figure
+
+
+def explore(
+    models: Mapping[str, torch.nn.Module], data: ImageData, first: int = 0
+) -> widgets.Widget:
+    """Pick a validation image, move it by pixels, see what each model makes of it."""
+    image = widgets.BoundedIntText(value=first, max=len(data.val) - 1, description="image")
+    sliders = {
+        name: widgets.IntSlider(min=-4, max=4, description=name, continuous_update=False)
+        for name in ("right", "down")
+    }
+
+    def draw(image: int, right: int, down: int):
+        moved = data.val.select([image]).shifted(right, down)
+        batch = data.batches(moved, 1)
+        says = {name: predict(model, batch)[0].softmax(1)[0] for name, model in models.items()}
+        truth = data.classes[int(moved.labels[0])]
+        picture = moved.images[0].permute(1, 2, 0).numpy()
+        table = pd.DataFrame(says, index=data.classes).T
+        title = f"True class {truth}, moved {right} to the right, {down} down"
+        return plot_answers(picture, table, title)
+
+    return interactive(draw, {"image": image, **sliders})

@@ -1,0 +1,123 @@
+"""Figures and the widget of 03_pretrained_zoo."""
+
+from collections.abc import Mapping
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from cvlab import zoo
+from cvlab.data import ImageData
+from cvlab.lessons.pretrained import zeroshot
+from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, canvas, footnote
+from cvlab.show import interactive
+from cvlab.train import predict
+
+
+def bubbles(table: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> Figure:
+    """Accuracy (column `y`) over cost (`x`, log scale); circles have the area `area`, in MB."""
+    figure, axis = canvas(title, size=(7.5, 4.2))
+    axis.set_xscale("log")
+    axis.scatter(
+        table["x"], table["y"], s=8 * table["area"], color=COLOURS[4], alpha=0.6, ec=COLOURS[0]
+    )
+    axis.plot(table["x"], table["y"], ".", color=COLOURS[6])
+    places = np.column_stack([np.log10(table["x"]), 5 * table["y"]])
+    for place, (name, row) in zip(places, table.iterrows(), strict=True):
+        away = 8 + np.sqrt(8 * row["area"] / np.pi)
+        nearest = np.argsort(np.hypot(*(places - place).T))[:2][-1]
+        side = 1 if row["y"] >= table["y"].iloc[nearest] else -1  # labels keep off the neighbour
+        how = {"textcoords": "offset points", "ha": "center", "va": "center"}
+        text = f"{name}, {row['area']:,.0f} MB"
+        axis.annotate(text, (row["x"], row["y"]), (0, side * away), **how)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.margins(x=0.25, y=0.35)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_major_formatter(PERCENT)
+    return figure
+
+
+def accuracies(tables: Mapping[str, pd.DataFrame], title: str, xlabel: str) -> Figure:
+    """Accuracies with 95 % intervals: a row for each index entry, a colour for each table.
+
+    Columns `accuracy`, `low`, `high`, `n`.
+    """
+    names = list(dict.fromkeys(name for table in tables.values() for name in table.index))
+    figure, axis = canvas(title, size=(8, 0.28 * len(names) * len(tables) + 1.6))
+    for i, (label, table) in enumerate(tables.items()):
+        places = [names.index(name) + (i - (len(tables) - 1) / 2) * 0.22 for name in table.index]
+        low, high = table["accuracy"] - table["low"], table["high"] - table["accuracy"]
+        look = {"fmt": MARKERS[i], "color": COLOURS[i], "capsize": 3, "label": label}
+        axis.errorbar(table["accuracy"], places, xerr=[low, high], **look)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xlim(0, 1)
+    axis.xaxis.set_major_formatter(PERCENT)
+    axis.set_xlabel(f"{xlabel}, n = {int(next(iter(tables.values()))['n'].min()):,}")
+    axis.grid(visible=False, axis="y")
+    if len(tables) > 1:
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def samples(shares: Mapping[str, np.ndarray], title: str, xlabel: str) -> Figure:
+    """Histograms of accuracies measured in many small samples, with their means."""
+    figure, axis = canvas(title, size=(7.5, 3.4))
+    edges = np.arange(0, 1.0001, 0.04) - 0.01
+    for i, (name, values) in enumerate(shares.items()):
+        look = {"color": COLOURS[i], "histtype": "stepfilled" if i == 0 else "step"}
+        axis.hist(values, edges, label=name, alpha=0.4 if i == 0 else 1, linewidth=2, **look)
+        axis.axvline(np.mean(values), color=COLOURS[i], linestyle=STYLES[i])
+    everything = np.concatenate(list(shares.values()))
+    axis.set_xlim(max(0, everything.min() - 0.08), min(1, everything.max() + 0.08))
+    axis.xaxis.set_major_formatter(PERCENT)
+    axis.set(xlabel=xlabel, ylabel="samples")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    footnote(figure, "Lines: all images together.")
+    return figure
+
+
+def top_answers(picture: np.ndarray, names: pd.Series, sums: pd.Series, title: str) -> Figure:
+    """A picture, [H, W, 3], its likeliest ImageNet classes, and what each CIFAR class adds up to.
+
+    `names` and `sums` are probabilities by name.
+    """
+    figure, axes = canvas(title, 3, size=(9, 2.9), width_ratios=[1, 1.2, 1.2])
+    axes[0].imshow(picture)
+    axes[0].axis("off")
+    panels = {"the 5 likeliest of 1,000": names, "added up": sums}
+    for axis, (label, values) in zip(axes[1:], panels.items(), strict=True):
+        axis.barh(values.index, values, color=COLOURS[0], height=0.65)
+        axis.invert_yaxis()
+        axis.set_xlim(0, 1)
+        axis.set_title(label, loc="left", fontsize=9.5)
+        axis.xaxis.set_major_formatter(PERCENT)
+        axis.grid(visible=False, axis="y")
+    return figure
+
+
+def explore(models: Mapping[str, torch.nn.Module], data: ImageData) -> widgets.Widget:
+    """Pick a network of the zoo and an image; see its 5 likeliest classes and their sums."""
+    model = widgets.Dropdown(options=list(models), description="network")
+    image = widgets.BoundedIntText(value=0, max=len(data.val) - 1, description="image")
+    members = zeroshot.groups(data.classes)
+
+    def draw(model: str, image: int):
+        about, one = zoo.card(model), data.val.select([image])
+        logits, labels = predict(models[model], zoo.as_seen_by(about, data).batches(one, 1))
+        likeliest = logits.softmax(1)[0].topk(5)
+        names = [zoo.categories()[index] for index in likeliest.indices]
+        sums = zeroshot.group_scores(logits, members, "sum")[0]
+        return top_answers(
+            one.images[0].permute(1, 2, 0).numpy(),
+            pd.Series(likeliest.values.numpy(), names),
+            pd.Series(sums.numpy(), data.classes),
+            f"{about.title} on a picture of class {data.classes[int(labels[0])]}",
+        )
+
+    return interactive(draw, {"model": model, "image": image})

@@ -1,0 +1,1 @@
+"""04: hyperparameter search with Optuna."""

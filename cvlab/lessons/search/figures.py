@@ -1,0 +1,102 @@
+"""Figures and the widget of 04_optuna."""
+
+from collections.abc import Mapping
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from cvlab import plots
+from cvlab.plots import COLOURS, PERCENT, canvas, set_title
+from cvlab.show import interactive
+
+
+def lottery(scores: Mapping[str, np.ndarray], n: int, truth: float, title: str) -> Figure:
+    """How often each score k/n comes out: name -> scores, float; `truth` is what they estimate."""
+    figure, axis = canvas(title, size=(7.5, 3.6))
+    edges = (np.arange(n + 2) - 0.5) / n
+    for i, (name, values) in enumerate(scores.items()):
+        weights = np.full(len(values), 1 / len(values))
+        look = {"color": COLOURS[i], "alpha": 0.75 if i else 0.45, "rwidth": 0.8, "label": name}
+        axis.hist(values, edges, weights=weights, **look)
+    axis.axvline(truth, color=COLOURS[6], linestyle="--", label=f"all images: {truth:.1%}")
+    everything = np.concatenate(list(scores.values()))
+    axis.set_xlim(everything.min() - 1 / n, everything.max() + 1 / n)
+    axis.xaxis.set_major_formatter(PERCENT)
+    axis.yaxis.set_major_formatter(PERCENT)
+    axis.set(xlabel=f"accuracy on {n} images", ylabel="share of the draws")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def by_optuna(kind: str, study, title: str, **options) -> Figure:
+    """A figure of `optuna.visualization.matplotlib`, `plot_<kind>`, with our title and style.
+
+    The objective must be a share: it is shown in percent.
+    """
+    import warnings
+
+    from optuna.visualization import matplotlib as optuna_plots
+
+    with plt.rc_context(), warnings.catch_warnings():  # Optuna changes the style of all figures
+        warnings.simplefilter("ignore")
+        axes = np.ravel(getattr(optuna_plots, f"plot_{kind}")(study, **options))
+    figure = axes[0].figure
+    if kind != "param_importances":
+        axes[0].yaxis.set_major_formatter(PERCENT)
+    if kind in ("optimization_history", "intermediate_values"):
+        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axis in axes:
+        for place in ("left", "center"):
+            axis.set_title("", loc=place)
+        axis.set_facecolor("white")
+        axis.grid(visible=True, color="#DDDDDD")
+        axis.xaxis.set_minor_formatter("")  # on log scales they lie over each other
+        if axis.get_legend() and len(axis.get_legend().texts) != 2:
+            axis.get_legend().remove()
+    if kind != "parallel_coordinate":  # its axes are laid over each other
+        figure.set_layout_engine("constrained")
+    figure.set_size_inches(max(8.5, 2.2 * len(axes)), 4.2)
+    set_title(figure, title)
+    return figure
+
+
+def front(table: pd.DataFrame, title: str, xlabel: str, ylabel: str, chosen=None) -> Figure:
+    """Candidates by cost (`x`, log scale) and accuracy (`y`); those with `best` are joined."""
+    figure, axis = canvas(title, size=(7.5, 4))
+    axis.set_xscale("log")
+    best = table[table["best"]].sort_values("x")
+    axis.plot(table["x"], table["y"], "o", color=COLOURS[7], markersize=5, label="beaten in both")
+    axis.step(best["x"], best["y"], "-s", where="post", color=COLOURS[0], label="Pareto front")
+    if chosen is not None:
+        place = table.loc[chosen]
+        look = {"color": COLOURS[1], "markersize": 16, "linestyle": "", "label": "our choice"}
+        axis.plot(place["x"], place["y"], "*", **look)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_major_formatter(PERCENT)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def explore(trials: pd.DataFrame) -> widgets.Widget:
+    """Pick two parameters of a search, see where the good trials lie.
+
+    `trials`: columns `score`, a fraction, and the parameters.
+    """
+    names = [name for name in trials if name != "score" and trials[name].nunique() > 1]
+    x, y = (
+        widgets.Dropdown(options=names, value=names[i], description=label)
+        for i, label in enumerate(("across", "up"))
+    )
+
+    def draw(x: str, y: str):
+        title = f"{len(trials)} trials: where are the bright ones?"
+        return plots.scatter(trials.dropna(subset=[x, y]), x, y, "score", title)
+
+    return interactive(draw, {"x": x, "y": y})

@@ -1,0 +1,414 @@
+"""Searching hyperparameters with Optuna: search spaces, one objective, what a study has found."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import optuna
+import pandas as pd
+import torch
+from optuna.trial import BaseTrial, FixedTrial, TrialState
+from torch import nn
+
+from cvlab import zoo
+from cvlab.data import ImageData, Split
+from cvlab.lessons.pretrained import finetune
+from cvlab.lessons.search.studies import StudyError, claim, me, new_study, requeue_dead
+from cvlab.models import NORMS, FlatCNN, SmallCNN, TunableCNN, summary
+from cvlab.show import each, progress
+from cvlab.train import History, TrainingDiverged, evaluate, fit
+
+EVAL_BATCH = 250
+
+
+ONE_BATCH = 32  # images that the reports' scores came from
+
+
+def reports_space(trial: BaseTrial, classes: int) -> tuple[nn.Module, dict]:
+    """What three reports searched, after Optuna's PyTorch example: (network, recipe)."""
+    layers = range(trial.suggest_int("n_layers", 1, 3))
+    units = [trial.suggest_int(f"n_units_l{i}", 4, 128, log=True) for i in layers]
+    dropouts = [trial.suggest_float(f"dropout_l{i}", 0.2, 0.5) for i in layers]
+    kernel_size = trial.suggest_int("kernel_size", 3, 7, step=2)
+    return FlatCNN(classes, kernel_size, units, dropouts), {
+        "optimizer": trial.suggest_categorical("optimizer", ["Adam", "RMSprop", "SGD"]),
+        "lr": trial.suggest_float("lr", 1e-5, 1e-1, log=True),
+        "batch_size": 64,
+        "augment": False,
+    }
+
+
+def better_space(trial: BaseTrial, classes: int) -> tuple[nn.Module, dict]:
+    """Convolutions, as many and as wide as pays, and how to train them: (network, recipe)."""
+    width = trial.suggest_int("width", 8, 24, step=8)
+    depth = trial.suggest_int("depth", 1, 3)
+    pooling = trial.suggest_categorical("pooling", ["stride", "max", "avg"])
+    norm = trial.suggest_categorical("norm", list(NORMS))
+    return TunableCNN(classes, width, depth, pooling, norm), {
+        "optimizer": trial.suggest_categorical("optimizer", ["Nesterov", "AdamW"]),
+        "lr": trial.suggest_float("lr", 1e-3, 0.3, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True),
+        "schedule": trial.suggest_categorical("schedule", ["constant", "one-cycle"]),
+        "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
+        "augment": trial.suggest_categorical("augment", [False, True]),
+    }
+
+
+def two_knobs(trial: BaseTrial, classes: int) -> tuple[nn.Module, dict]:
+    """`SmallCNN` and how it learns: the peak of the rate, and the pull on its weights."""
+    return SmallCNN(classes), {
+        "optimizer": "Nesterov",
+        "lr": trial.suggest_float("lr", 0.01, 1.0, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True),
+        "label_smoothing": 0.1,
+        "schedule": "one-cycle",
+        "batch_size": 128,
+        "augment": True,
+    }
+
+
+def two_knobs_pretrained(trial: BaseTrial, classes: int) -> tuple[nn.Module, dict]:
+    """EfficientNet-Lite0 with a new head, its first layers as ImageNet left them; both knobs."""
+    net = zoo.pretrained("tf_efficientnet_lite0")
+    finetune.replace_head(net, nn.Linear(finetune.head_of(net)[1].in_features, classes))
+    finetune.freeze(net, 15)
+    return net, {
+        "optimizer": "AdamW",
+        "lr": trial.suggest_float("lr", 1e-4, 1e-2, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", 1e-3, 0.3, log=True),
+        "label_smoothing": 0.1,
+        "schedule": "one-cycle",
+        "batch_size": 64,
+        "augment": True,
+        "precision": "fp32",  # on a CPU bf16 makes the backward pass of its layers slower
+    }
+
+
+KNOWN = {  # a point of the better space: what 01_optimizers and 02_pooling have taught
+    "width": 16,
+    "depth": 2,
+    "pooling": "max",
+    "norm": "batch",
+    "optimizer": "Nesterov",
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "schedule": "one-cycle",
+    "batch_size": 128,
+    "augment": False,
+}
+
+
+SPACES = {
+    "reports": reports_space,
+    "better": better_space,
+    "SmallCNN": two_knobs,
+    "tf_efficientnet_lite0": two_knobs_pretrained,
+}
+
+
+KNOWN_KNOBS = {  # what earlier notebooks ended with, to be beaten
+    "SmallCNN": {"lr": 0.15, "weight_decay": 5e-4},
+    "tf_efficientnet_lite0": {"lr": 1e-3, "weight_decay": 0.05},
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Train what a trial asks for and judge it: called with a trial, it returns the score.
+
+    The score is the accuracy on the first `val_images` of the validation images. It is reported to
+    Optuna after every epoch, and Optuna may prune the trial then. A training that diverges scores
+    what guessing does. The trial keeps as `user_attrs`: `MACs` of one image, `seconds` of
+    training, `val_accuracy`, and `one_batch`, the accuracy on one batch of 32.
+
+    `space` is a key of `SPACES`. A trial's budget is `epochs`, each of which is one of the `parts`
+    of a pass over `images`; `seed` is that of every training. With `by_one_batch` Optuna sees that
+    accuracy instead, as in the reports; with `prune=False` it hears nothing before the end.
+    """
+
+    data: ImageData
+    space: str
+    images: int
+    epochs: int
+    val_images: int
+    parts: int = 1
+    seed: int = 0
+    device: str | torch.device = "cpu"
+    by_one_batch: bool = False
+    prune: bool = True
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that scores depend on: trials measured with other settings cannot be compared."""
+        kept = ("space", "images", "epochs", "val_images", "parts", "seed", "by_one_batch")
+        data = self.data.name if self.data.real else f"stand-in for {self.data.name}"
+        return {name: getattr(self, name) for name in kept} | {"data": data}
+
+    def __call__(self, trial: BaseTrial) -> float:
+        """Train, report, perhaps prune, judge.
+
+        Raises:
+            optuna.TrialPruned: the pruner gave the trial up.
+        """
+        trial.set_user_attr("process", me())
+        torch.manual_seed(self.seed)
+        model, recipe = SPACES[self.space](trial, len(self.data.classes))
+        side = self.data.size or self.data.val.images.shape[-1]
+        trial.set_user_attr("MACs", int(summary(model, (3, side, side))["MACs"].sum()))
+        val, began = self.data.val.take(self.val_images), time.perf_counter()
+
+        def watch(history: History, optimizer) -> None:
+            epoch = len(history.epoch_rows)
+            trial.report(history.epoch_rows[-1]["val_accuracy"], epoch)
+            if epoch < self.epochs and trial.should_prune():
+                raise optuna.TrialPruned
+
+        how = {"watch": watch if self.prune and not self.by_one_batch else None, "what": None}
+        how["parts"] = self.parts
+        budget = (self.data.train.take(self.images), val, self.epochs, self.seed, self.device)
+        try:
+            history = train(model, recipe, self.data, *budget, **how)
+            accuracy = history.epoch_rows[-1]["val_accuracy"]
+        except TrainingDiverged:
+            accuracy = 1 / len(self.data.classes)
+        finally:
+            trial.set_user_attr("seconds", time.perf_counter() - began)
+        few = self.data.batches(val.select(range(ONE_BATCH)), ONE_BATCH, device=self.device)
+        trial.set_user_attr("val_accuracy", accuracy)
+        trial.set_user_attr("one_batch", evaluate(model, few).accuracy)
+        return trial.user_attrs["one_batch"] if self.by_one_batch else accuracy
+
+
+def train(
+    model: nn.Module,
+    recipe: Mapping[str, Any],
+    data: ImageData,
+    images: Split,
+    val: Split,
+    epochs: int,
+    seed: int,
+    device: str | torch.device = "cpu",
+    parts: int = 1,
+    **options,
+) -> History:
+    """Train `model` in place by a `recipe` that a search space gave, judged on `val`.
+
+    Args:
+        model: made by the space, on a seed of the caller's.
+        recipe: `batch_size`, `augment`, and what `fit` takes.
+        data: classes and normalisation.
+        images: to train on.
+        val: to judge on after every epoch.
+        epochs: how many, each a part of a pass over `images`.
+        seed: of the order of images and their augmentation.
+        device: to train on.
+        parts: of a pass.
+        options: more for `fit`.
+    """
+    how = dict(recipe)
+    feed = {"batch_size": how.pop("batch_size"), "augment": how.pop("augment")}
+    feed |= {"seed": seed, "device": device, "parts": parts}
+    batches = data.batches(images, shuffle=True, **feed)
+    judge = data.batches(val, EVAL_BATCH, device=device)
+    return fit(model, batches, judge, epochs=epochs, **how, **options)
+
+
+def search(
+    study: optuna.Study,
+    objective: Callable[[optuna.Trial], float],
+    *,
+    trials: int | None = None,
+    seconds: float | None = None,
+    what: str | None = "search",
+) -> None:
+    """Add trials to a study under a progress bar until it has `trials`, or has had `seconds`.
+
+    What the study has already counts, trials and their seconds; a trial that runs when the time
+    is up is finished. Every finished trial is in the study's storage at once: after an
+    interrupt, the same call goes on.
+
+    Raises:
+        cvlab.studies.StudyError: the study's trials were measured with another objective, or its
+            storage fails.
+    """
+    if trials is None and seconds is None:
+        raise ValueError("trials=None, seconds=None: give at least one limit.")
+    if isinstance(objective, Objective):
+        claim(study, objective.settings)
+    requeue_dead(study)
+    left = None if trials is None else trials - len(finished(study))
+    time_left = None if seconds is None else seconds - spent(study)
+    if (left is not None and left <= 0) or (time_left is not None and time_left <= 0):
+        return
+    total, unit = (int(time_left), "s") if seconds else (left, "trial")
+    began = time.perf_counter()
+    with progress(total, what, unit) as bar:
+
+        def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            bar.set_postfix_str(so_far(study), refresh=False)
+            gone = int(time.perf_counter() - began) if seconds else bar.n + 1
+            bar.update(min(gone, total) - bar.n)
+
+        try:
+            study.optimize(objective, left, time_left, callbacks=[tell])
+        except (OSError, optuna.exceptions.StorageInternalError) as error:  # disk full, server gone
+            raise StudyError(
+                f"The search has stopped: {error}. Its {len(finished(study))} finished trials are "
+                "kept; mend the cause, then run the same again."
+            ) from error
+        bar.update(total - bar.n)
+
+
+def spent(study: optuna.Study) -> float:
+    """Seconds that the finished trials took, added up."""
+    return sum(trial.duration.total_seconds() for trial in finished(study))
+
+
+def so_far(study: optuna.Study) -> str:
+    """How many trials have finished, and the best score of a single objective."""
+    trials = finished(study)
+    complete = [t for t in trials if t.state == TrialState.COMPLETE and len(t.values) == 1]
+    best = max((t.value for t in complete), default=None)
+    return f"{len(trials)} trials" + ("" if best is None else f", best {best:.1%}")
+
+
+def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that have run to their end or were pruned."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def statistics(study: optuna.Study) -> dict[str, Any]:
+    """What became of the trials: numbers of `finished`, `complete`, `pruned`, `failed`, `seconds`.
+
+    `seconds` are those of all trainings, `saved` the share of epochs that pruning saved.
+    """
+    trials = study.get_trials(deepcopy=False)
+    by_state = {state: [t for t in trials if t.state == state] for state in TrialState}
+    complete, pruned = by_state[TrialState.COMPLETE], by_state[TrialState.PRUNED]
+    epochs = [len(t.intermediate_values) for t in complete + pruned]
+    return {
+        "finished": len(complete) + len(pruned),
+        "complete": len(complete),
+        "pruned": len(pruned),
+        "failed": len(by_state[TrialState.FAIL]),
+        "seconds": sum(t.user_attrs.get("seconds", 0) for t in complete + pruned),
+        "saved": 1 - sum(epochs) / max(1, len(epochs) * max(epochs, default=0)),
+    }
+
+
+def table(study: optuna.Study, state: str) -> pd.DataFrame:
+    """The trials of a state, "COMPLETE" or "PRUNED", best first: score, seconds, parameters.
+
+    A pruned trial's `score` is the last that it reported, at the end of epoch `epochs`.
+    """
+    trials = study.get_trials(deepcopy=False, states=(TrialState[state],))
+    rows = [
+        {
+            "trial": trial.number,
+            "score": trial.value,
+            "epochs": len(trial.intermediate_values),
+            "seconds": trial.user_attrs.get("seconds"),
+            **trial.params,
+        }
+        for trial in trials
+    ]
+    columns = ["trial", "score", "epochs", "seconds"]
+    frame = pd.DataFrame(rows, columns=None if rows else columns)
+    return frame.sort_values("score", ascending=False).set_index("trial")
+
+
+def again(
+    study: optuna.Study, objective: Objective, best: int, seeds: Sequence[int]
+) -> pd.DataFrame:
+    """Train the `best` trials of a study anew with fresh seeds: what did their scores owe to luck?
+
+    Returns:
+        one row a trial and seed: `trial`, `searched` (its score in the study), `seed`, `fresh`.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    chosen = sorted(complete, key=lambda t: t.value, reverse=True)[:best]
+    plan, rows = [(trial, seed) for seed in seeds for trial in chosen], []
+    for trial, seed in each(plan, "fresh seeds", "training"):
+        fresh = replace(objective, seed=seed)(FixedTrial(trial.params))
+        rows.append((trial.number, trial.value, seed, fresh))
+    return pd.DataFrame(rows, columns=["trial", "searched", "seed", "fresh"])
+
+
+def compare(
+    contestants: Mapping[str, Mapping[str, Any]],
+    objective: Objective,
+    seeds: Sequence[int],
+    *,
+    trials: int | None = None,
+    seconds: float | None = None,
+) -> pd.DataFrame:
+    """Search with each contestant from each seed, all for the same time.
+
+    Args:
+        contestants: name -> `sampler`, `pruner` (see `studies`), `by_one_batch`.
+        objective: what all of them search.
+        seeds: of samplers and trainings.
+        trials: at most so many a search.
+        seconds: a search.
+
+    Returns:
+        one row a search: `contestant`, `seed`, `trials`, `pruned`; of the trial that the study
+        calls its best: `promised`, the score that Optuna saw, and `val_accuracy`.
+    """
+    plan, rows = [(name, seed) for seed in seeds for name in contestants], []
+    for name, seed in each(plan, "samplers", "search"):
+        how = dict(contestants[name])
+        judge = replace(objective, seed=seed, by_one_batch=how.pop("by_one_batch", False))
+        study = new_study(f"{name} {seed}", seed=seed, **how)
+        search(study, judge, trials=trials, seconds=seconds, what=None)
+        counts, best = statistics(study), study.best_trial
+        row = {"contestant": name, "seed": seed, "trials": counts["finished"]}
+        row |= {"pruned": counts["pruned"], "promised": best.value}
+        rows.append(row | {"val_accuracy": best.user_attrs["val_accuracy"]})
+    return pd.DataFrame(rows)
+
+
+def first_epoch(study: optuna.Study) -> optuna.Study:
+    """The trials of `study`, pruned ones too, scored by their accuracy after the first epoch.
+
+    For pictures of where good trials lie: of the complete trials alone they show survivors only.
+    """
+    first = new_study(f"{study.study_name}, first epoch", pruner="none")
+    for trial in finished(study):
+        if 1 in trial.intermediate_values:
+            known = {"params": trial.params, "distributions": trial.distributions}
+            value = trial.intermediate_values[1]
+            first.add_trial(optuna.trial.create_trial(value=value, **known))
+    return first
+
+
+def best_so_far(study: optuna.Study) -> pd.DataFrame:
+    """How the best score rose: columns `seconds` that trials had taken by then, and `best`."""
+    trials = finished(study)
+    scores = [t.value if t.state == TrialState.COMPLETE else float("-inf") for t in trials]
+    seconds = pd.Series([trial.duration.total_seconds() for trial in trials])
+    return pd.DataFrame({"seconds": seconds.cumsum(), "best": pd.Series(scores).cummax()})
+
+
+def with_costs(known: Sequence[optuna.Study], seed: int) -> optuna.Study:
+    """A study of two objectives, accuracy and MACs, that begins with all complete trials known."""
+    both = new_study("accuracy and MACs", seed=seed, directions=("maximize", "minimize"))
+    for trial in (trial for study in known for trial in finished(study)):
+        if trial.state == TrialState.COMPLETE:
+            values = [trial.value, trial.user_attrs["MACs"]]
+            same = {"params": trial.params, "distributions": trial.distributions}
+            both.add_trial(optuna.trial.create_trial(values=values, **same))
+    return both
+
+
+def candidates(study: optuna.Study) -> pd.DataFrame:
+    """Accuracy against cost: one row a trial of a study that `with_costs` began.
+
+    Returns:
+        `val_accuracy`, `MACs`, and `best`: it lies on the Pareto front, no trial beats it in both.
+    """
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    rows = {t.number: t.values for t in trials}
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["val_accuracy", "MACs"])
+    return frame.assign(best=frame.index.isin([t.number for t in study.best_trials]))

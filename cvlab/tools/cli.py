@@ -1,0 +1,315 @@
+"""The command line: `python -m cvlab run | tune | quantize | predict | data | doctor ...`."""
+
+import argparse
+import ast
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from cvlab import sources
+from cvlab.paths import as_json, data_folder, project_root, store_text
+from cvlab.profiles import PROFILES, ParameterError
+from cvlab.tools import cluster, runner
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, do, and return the exit code: 0 done, 1 something failed, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        return options.do(options)
+    except (ParameterError, sources.DataError, FileNotFoundError, cluster.ClusterError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cvlab", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="execute notebooks headless, with a table at the end")
+    run.add_argument("notebooks", nargs="*", help="names or numbers (01); all if none is given")
+    run.add_argument("--profile", choices=PROFILES, help="default: smoke")
+    run.add_argument(
+        "--data",
+        help="a folder (with --scheduler: of the workers), or 'synthetic'; default: as README says",
+    )
+    run.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+    )
+    run.add_argument("--out", type=Path, help="default: runs/<time>")
+    run.add_argument("--jobs", type=_positive, default=1, help="notebooks side by side")
+    run.add_argument(
+        "--scheduler", metavar="tcp://HOST:PORT", help="run on this Dask cluster's workers"
+    )
+    run.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, or with the latest"
+    )
+    run.set_defaults(do=_run)
+
+    report = commands.add_parser("report", help="one page on a run, or on several side by side")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
+    report.add_argument("--out", type=Path, help="default: RUN_DIR, or `comparison` beside it")
+    report.set_defaults(do=_report)
+
+    publish = commands.add_parser("publish", help="copy a class run's notebooks over notebooks/")
+    publish.add_argument("out", type=Path)
+    publish.set_defaults(do=_publish)
+
+    results = commands.add_parser(
+        "results", help="make data/results/ and README's tables from the committed notebooks"
+    )
+    results.set_defaults(do=_results)
+
+    tune = commands.add_parser("tune", help="add worker processes to a hyperparameter search")
+    tune.add_argument("--storage", required=True, help="a journal file, or postgresql://...")
+    tune.add_argument("--study", default="04_optuna", help="default: 04_optuna")
+    tune.add_argument("--workers", type=_positive, default=1, help="processes on this machine")
+    tune.add_argument("--trials", type=_positive, help="how many to add, by all workers together")
+    tune.add_argument("--seconds", type=_positive, help="start no trial after so long")
+    tune.add_argument(
+        "--profile",
+        choices=PROFILES,
+        default="class",
+        help="of a new study's trials",
+    )
+    tune.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
+    tune.set_defaults(do=_tune)
+
+    quantize = commands.add_parser("quantize", help="make an ONNX classifier INT8, still right")
+    quantize.add_argument("model", type=Path, help="an ONNX file in fp32")
+    quantize.add_argument("--data", default="cifar10", choices=sorted(sources.TITLES))
+    quantize.add_argument("--where", default="auto", help="a folder, or 'synthetic'")
+    quantize.add_argument(
+        "--max-drop", type=float, default=0.2, help="percentage points that may be lost (0.2)"
+    )
+    quantize.add_argument("--out", type=Path, help="default: MODEL.int8.onnx")
+    quantize.set_defaults(do=_quantize)
+
+    predict = commands.add_parser("predict", help="classify pictures with an exported model")
+    predict.add_argument("model", type=Path, help="an ONNX file that takes pixels")
+    predict.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE")
+    predict.set_defaults(do=_predict)
+
+    data = commands.add_parser("data", help="prepare data ahead")
+    data.add_argument("action", choices=["fetch"])
+    data.add_argument("name", choices=sorted(sources.TITLES))
+    data.set_defaults(do=_data)
+
+    bench = commands.add_parser("bench", help="our feeding and training beside the usual ways")
+    bench.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
+    bench.add_argument("--out", type=Path, help="also store the numbers in this JSON file")
+    bench.set_defaults(do=_bench)
+
+    address = commands.add_parser("address", help="show or set where this lies on GitHub")
+    address.add_argument("to", nargs="?", metavar="OWNER/NAME", help="default: show it")
+    address.set_defaults(do=_address)
+
+    doctor = commands.add_parser("doctor", help="what is here, what is missing, what to do")
+    doctor.set_defaults(do=_doctor)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} was given, expected 1 or more")
+    return number
+
+
+def value_of(text: str) -> Any:
+    """A parameter's value as typed: a Python literal (3, 0.1, ["a", "b"], None), else text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _run(options) -> int:
+    if options.scheduler and options.jobs > 1:
+        raise ParameterError(
+            f"--jobs {options.jobs} and --scheduler {options.scheduler} were both given; give one "
+            "of them: jobs are processes of this machine, the scheduler's workers run one notebook "
+            "each."
+        )
+    out = options.out
+    if options.resume:
+        if options.notebooks or options.profile or options.data or options.parameter:
+            raise ParameterError("A resumed run keeps its own plan; give --resume and --out only.")
+        out = out or max((project_root() / "runs").glob("*/run.json"), default=Path()).parent
+        if not (out / "run.json").is_file():
+            raise ParameterError("There is no run to resume; name its folder with --out.")
+        plan = runner.read_plan(out)
+    else:
+        out = out or project_root() / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S")
+        parameters = {name: value_of(text) for name, text in options.parameter}
+        for name in ("PROFILE", "DATA"):
+            if name in parameters:
+                raise ParameterError(f"Use --{name.lower()} in place of -p {name}.")
+        names = runner.choose(options.notebooks)
+        profile, data = options.profile or "smoke", options.data or "auto"
+        plan = runner.Plan(names, profile, data, parameters)
+    how = {"jobs": options.jobs, "resume": options.resume}
+    if options.scheduler:
+        how["crew"] = cluster.crew(options.scheduler, plan)
+    results = runner.execute(plan, out, **how)
+    print(f"\n{runner.table(results)}\n\nThe executed notebooks and figures are in {out}")
+    print(_page_of(out))
+    return 0 if all(result.status == "passed" for result in results) else 1
+
+
+def _page_of(out: Path) -> str:
+    """Write a finished run's report; says in one line where it is, or why there is none."""
+    try:
+        from cvlab.tools import report  # takes a second to import
+
+        return f"Report: {report.write([out])}"
+    except Exception as error:  # whatever it is: the run is kept and told
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"No report was made ({reason}). Again: python -m cvlab report {out}"
+
+
+def _report(options) -> int:
+    from cvlab.tools import report
+
+    try:
+        print(f"Report: {report.write(options.runs, options.out)}")
+    except OSError as error:
+        print(f"error: {error}. Name a folder that can be written with --out.", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _publish(options) -> int:
+    names = runner.publish(options.out)
+    print(f"Published {', '.join(names)}. README's tables: python -m cvlab results")
+    return 0
+
+
+def _results(options) -> int:
+    from cvlab.tools import results
+
+    try:
+        changed = results.update()
+    except results.ResultsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    names = [str(path.relative_to(project_root())) for path in changed]
+    print(f"Made anew: {', '.join(names)}." if names else "README and data/results are up to date.")
+    return 0
+
+
+def _tune(options) -> int:
+    from cvlab.lessons.search import studies, tune
+    from cvlab.tools import workers
+
+    if not (options.trials or options.seconds):
+        raise ParameterError("Give --trials, --seconds or both; else the search would never end.")
+    try:
+        study = workers.add(
+            options.study,
+            options.storage,
+            workers=options.workers,
+            trials=options.trials,
+            seconds=options.seconds,
+            profile=options.profile,
+            data=options.data,
+        )
+    except (studies.StudyError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. Finished trials are kept; the same command goes on.", file=sys.stderr)
+        return 1
+    counts = tune.statistics(study)
+    print(", ".join(f"{counts[key]} {key}" for key in ("complete", "pruned", "failed")))
+    print(f"{options.study}: {tune.so_far(study)} in {options.storage}")
+    return 0
+
+
+def _quantize(options) -> int:
+    from cvlab import data, runtime
+    from cvlab.lessons.int8.quantize import QuantizeError
+    from cvlab.tools import quantize
+
+    out = options.out or options.model.with_suffix(".int8.onnx")
+    try:
+        loaded = data.load(options.data, options.where)
+        print(loaded)
+        found, table = quantize.shrink(options.model, loaded, out, options.max_drop)
+    except (QuantizeError, runtime.ModelError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. What was measured is kept; the same command goes on.", file=sys.stderr)
+        return 130
+    print(f"{table.round(4).to_string()}\n\n{found}.\nWritten: {out}")
+    return 0 if found.reached else 1
+
+
+def _predict(options) -> int:
+    from cvlab import runtime
+    from cvlab.lessons.engines import deploy
+
+    try:
+        answers = deploy.classify(options.model, options.pictures)
+    except (runtime.ModelError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for picture, row in answers.iterrows():
+        best = row.nlargest(3).items()
+        print(f"{picture}: {', '.join(f'{name} {share:.1%}' for name, share in best)}")
+    return 0
+
+
+def _data(options) -> int:
+    folder = data_folder()
+    data = sources.read(options.name, folder)
+    if data is None:
+        return 1  # the warning has said why
+    sizes = f"{len(data.train[1]):,} training and {len(data.test[1]):,} test images"
+    print(f"{sources.TITLES[options.name]} is ready in {folder}: {data.source}, {sizes}")
+    return 0
+
+
+def _bench(options) -> int:
+    from cvlab import data
+    from cvlab.machine import hardware, versions
+    from cvlab.tools import peers
+
+    loaded = data.load("cifar10", options.data)
+    print(f"{loaded}\n{hardware().cpu}, {hardware().threads} threads, {versions()}")
+    content = {"source": str(loaded), "cpu": hardware().cpu, "versions": versions()}
+    for title, table in peers.report(loaded, options.data):
+        print(f"\n{title}\n{table.round(3).to_string()}", flush=True)
+        content[title] = table.reset_index().to_dict("records")
+        if options.out:  # after each: what was measured is kept, whatever happens to the next
+            store_text(as_json(content), options.out)
+    return 0
+
+
+def _address(options) -> int:
+    from cvlab.tools import address
+
+    try:
+        if options.to is None:
+            line, agree = address.state(address.places())
+            print(line)
+            return 0 if agree else 1
+        new = address.parse(options.to)
+        changed = [str(path.relative_to(project_root())) for path in address.change(new)]
+    except address.AddressError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{new} written to {', '.join(changed)}" if changed else f"{new} is named already")
+    return 0
+
+
+def _doctor(options) -> int:
+    from cvlab.tools.doctor import report
+
+    for line in report():
+        print(line)
+    return 0

