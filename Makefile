@@ -4,7 +4,6 @@
 # All create .venv and install into it first, when something changed. PYTHON names another Python.
 PYTHON ?= python3
 BIN := .venv/bin
-CI_FLAGS ?=
 
 .PHONY: run test publish bench colab
 
@@ -12,11 +11,13 @@ run: .venv/installed
 	@echo "== Running every notebook (smoke profile, about five minutes) =="
 	@$(BIN)/python -m cvlab run --profile smoke
 
-test: .venv/installed
+test: .venv/tested
 	@echo "== Style =="
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@echo "== Tests, then every notebook (smoke profile) =="
-	@$(BIN)/python -m pytest $(CI_FLAGS)
+	@echo "== Tests, two at a time =="
+	@$(BIN)/python -m pytest -n 2 -m "not alone"
+	@echo "== What takes times or all cores, alone: every notebook (smoke profile) =="
+	@$(BIN)/python -m pytest -m alone
 
 publish: .venv/installed
 	@echo "== Running every notebook on real data (class profile) and publishing it =="
@@ -28,7 +29,7 @@ bench: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[openvino]'
 	@$(BIN)/python -m cvlab bench --out data/results/bench.json && $(BIN)/python -m cvlab results
 
-colab: .venv/installed
+colab: .venv/tested
 	@echo "== The notebooks in an environment like Colab's (some 10 minutes, alone on the machine) =="
 	@$(BIN)/python tests/colab.py $(if $(COLAB_PYTHON),--python $(COLAB_PYTHON))
 
@@ -37,4 +38,9 @@ colab: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make run PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/tested: .venv/installed
+	@echo "== Installing what checks need =="
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@

@@ -1,7 +1,11 @@
 """Shared small data. Tests never look at the machine's own data: each names where it looks."""
 
+import os
 import subprocess
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side: threads would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import nbformat
 import numpy as np

@@ -1,5 +1,6 @@
 """The install files: Colab's own packages are kept, exact and ranged versions agree."""
 
+import ast
 import re
 import shlex
 import tomllib
@@ -15,7 +16,11 @@ from cvlab.tools.address import CELL
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RANGES = {r.name: r for r in map(Requirement, PROJECT["dependencies"])}
-DEV = {r.name: r for r in map(Requirement, PROJECT["optional-dependencies"]["dev"])}
+EXTRAS = {
+    extra: {r.name: r for r in map(Requirement, wanted)}
+    for extra, wanted in PROJECT["optional-dependencies"].items()
+}
+PINNED = RANGES | EXTRAS["tools"]
 COLAB = tomllib.loads((ROOT / "tests" / "colab_versions.toml").read_text())
 LINES = [
     line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()
@@ -87,12 +92,29 @@ def test_make_colab_sees_what_was_replaced(after, expected):
     assert colab.changes(before, both) == expected
 
 
-@pytest.mark.parametrize("name", RANGES | DEV)
+@pytest.mark.parametrize("name", PINNED)
 def test_pins_are_exact_and_inside_the_ranges(name):
     assert name in PINS, f"{name} has a range in pyproject.toml but no version in requirements.txt"
-    assert (RANGES | DEV)[name].specifier.contains(PINS[name])
+    assert PINNED[name].specifier.contains(PINS[name])
+
+
+def test_what_checks_with_is_exact():
+    """A linter of another version would ask for other things."""
+    assert all(str(r.specifier).startswith("==") for r in EXTRAS["dev"].values())
+
+
+def test_a_notebook_needs_no_tool():
+    """What a student installs is what a student uses: the base alone serves every notebook."""
+    tools = {name.replace("-", "_") for name in EXTRAS["tools"] | EXTRAS["dev"]}
+    kit = [path for path in (ROOT / "cvlab").rglob("*.py") if "tools" not in path.parts]
+    for path in kit:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in getattr(node, "names", [])]
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert not {name.split(".")[0] for name in names} & tools, path
 
 
 def test_requirements_end_by_installing_the_package_itself():
-    assert LINES[-1] == "-e ."
+    assert LINES[-1] == "-e .[tools]"
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in LINES[:-1])

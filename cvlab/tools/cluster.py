@@ -65,7 +65,7 @@ def _connect(scheduler: str):
     except ImportError as error:
         raise ClusterError(
             f"--scheduler {scheduler} was given, but Dask is not installed here: "
-            "pip install 'cvlab[dask]'"
+            "pip install 'cvlab[tools]'"
         ) from error
     try:
         asyncio.run(_greet(scheduler))
