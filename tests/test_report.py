@@ -337,7 +337,7 @@ def test_folded_sources_tables_and_formulas_survive_the_cleaning(tmp_path):
     report.write([folder])
     soup = page(folder / "html" / "10.html")
     assert soup.select_one("details summary").text == "cvlab.f (3 lines)"
-    assert soup.select_one("details span")["style"] == "color: #007020;"
+    assert soup.select_one("details span")["style"] == "color:#007020"
     assert [cell.text for cell in soup.select(".output table tbody td")] == ["1", "2"]
     assert "color: red" not in soup.body.text
     assert "(a widget: open the notebook to move it)" in soup.text
@@ -487,6 +487,40 @@ def test_a_picture_is_shown_if_it_is_one():
         assert pages.picture(base64.b64encode(content).decode()) is None
     assert pages.picture(png()).width == 220
     assert pages.picture(png("white", (8000, 7000))) is None, "would fill a browser's memory"
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("<p style='color: red; position: fixed'>p</p>", '<p style="color:red">p</p>'),
+        (r"<p style='background: u\72l(x)'>p</p>", "<p>p</p>"),
+        ("<p style='color: &#x28;'>p</p>", "<p>p</p>"),
+        ("<img src=x alt='<script>&quot;' style='color: red'>", "&lt;script&gt;&quot;"),
+        ("<p title='<img alt='>p</p><img alt='>'>", "<p>p</p>&gt;"),
+        ("<ol start='<img alt='><li>p</ol>", '<ol start="&lt;img alt="><li>p</li></ol>'),
+        (f"<img src=x{ACT}", ""),  # cut off
+        ("<svg><p>p</p></svg>", "<p>p</p>"),  # as a browser reads it, p ends the drawing
+        ("<svg><text>p</text></svg><title>p", ""),
+        ("<math><mtext><b>b</b></mtext><b>c</b>", "<math><mtext><b>b</b></mtext></math><b>c</b>"),
+        ("<math><annotation-xml encoding='text/html'><p>p", "<math></math>"),
+        ("<table><tr><td>p", "<table><tbody><tr><td>p</td></tr></tbody></table>"),
+        ("<a href='\x01da\tta:text/html,p'>p</a>", '<a rel="noopener noreferrer">p</a>'),
+        ("<a href='file:///etc'>p</a>", '<a rel="noopener noreferrer">p</a>'),
+        ("<b>\ud800</b>", "<b>?</b>"),  # half a character, which no UTF-8 can hold
+    ],
+)
+def test_the_cleaner_leaves_this(given, left):
+    assert pages.clean(given) == left
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_attribute_goes_when_looking_at_it_fails(monkeypatch):
+    """The cleaner reports the error, and no more: what was not looked at must not stay."""
+    assert (
+        pages.clean(f'<img src="data:image/svg+xml;base64,{png()}">').count("data:image/png;") == 1
+    )
+    monkeypatch.setattr(pages, "picture", lambda data: 1 / 0)
+    assert pages.clean(f'<img src="data:image/png;base64,{png()}" alt="a">') == "a"
 
 
 # --- in a browser --------------------------------------------------------------------------------

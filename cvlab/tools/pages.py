@@ -8,14 +8,11 @@ Content-Security-Policy forbids scripts and requests a second time.
 import base64
 import html
 import re
-from binascii import Error as Base64Error
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 
-import bleach
-from bleach.css_sanitizer import CSSSanitizer
-from bleach.html5lib_shim import Filter
+import nh3
 from latex2mathml.converter import convert
 from markupsafe import Markup
 from nbconvert.filters import strip_ansi
@@ -29,21 +26,29 @@ from pygments.lexers import PythonLexer
 from cvlab.records import MIME
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-
-
+FORMS = [MIME, WIDGET, "image/png", "image/jpeg", "text/html", "text/markdown", "text/latex"]
+FORMS += ["text/plain"]  # an output's, the richest first; records show nothing
 MOST_PIXELS = 50_000_000  # a kilobyte of PNG can unpack to more than a browser's memory
-
-
-CODE = HtmlFormatter(cssclass="source")  # pygments' default colours have enough contrast
-
+CODE = HtmlFormatter(cssclass="source")  # its default colours have enough contrast
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 TAGS = (
     "a b blockquote br caption code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd li "
     "ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr u ul"
 )
-
-
-ATTRIBUTES = {
+# Neither annotation-xml, mglyph nor malignmark: with them markup can change its meaning when a
+# browser reads it again.
+MATH = (
+    "math menclose mfrac mi mn mo mover mpadded mphantom mroot mrow mspace msqrt mstyle msub "
+    "msubsup msup mtable mtd mtext mtr munder munderover"
+)
+MATH_ATTRIBUTES = (
+    "accent columnalign columnspacing display displaystyle fence form linethickness lspace "
+    "mathvariant maxsize minsize movablelimits notation rowspacing rspace scriptlevel separator "
+    "stretchy width"
+)
+ATTRIBUTES = {tag: set(MATH_ATTRIBUTES.split()) for tag in MATH.split()} | {
+    "*": {"style"},
     "a": {"href", "title"},
     "details": {"open"},
     "img": {"alt", "src"},
@@ -51,40 +56,8 @@ ATTRIBUTES = {
     "td": {"colspan", "rowspan"},
     "th": {"colspan", "rowspan"},
 }
-
-
-# Neither annotation-xml, mglyph nor malignmark: with them markup can change its meaning when a
-# browser reads it again.
-MATH = (
-    "math menclose mfrac mi mn mo mover mpadded mphantom mroot mrow mspace msqrt mstyle msub "
-    "msubsup msup mtable mtd mtext mtr munder munderover"
-)
-
-
-MATH_ATTRIBUTES = (
-    "accent columnalign columnspacing display displaystyle fence form linethickness lspace "
-    "mathvariant maxsize minsize movablelimits notation rowspacing rspace scriptlevel separator "
-    "stretchy width"
-)
-
-
-STYLES = {"background", "background-color", "color", "font-style", "font-weight", "line-height"}
-
-
-STYLES |= {"text-align", "text-decoration"}
-
-
-TAGS, MATH, MATH_ATTRIBUTES = (set(words.split()) for words in (TAGS, MATH, MATH_ATTRIBUTES))
-
-
-UNSEEN = "script|style|title|template|noscript|noembed|noframes|iframe|object|textarea|xmp|svg"
-
-
-# To the end where it is not closed, as browsers read it.
-UNSEEN = re.compile(rf"<({UNSEEN})\b.*?(?:</\1\s*>|\Z)", re.DOTALL | re.IGNORECASE)
-
-
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+STYLES = "background background-color color font-style font-weight line-height text-align"
+UNSEEN = "script style title template noscript noembed noframes iframe object textarea xmp svg"
 
 
 @dataclass(frozen=True)
@@ -122,7 +95,7 @@ def picture(data: str) -> Picture | None:
         with Image.open(BytesIO(content), formats=["PNG", "JPEG"]) as image:
             kind, (width, height) = str(image.format).lower(), image.size
             image.verify()
-    except (OSError, ValueError, TypeError, SyntaxError, Base64Error, Image.DecompressionBombError):
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
         return None
     if width * height > MOST_PIXELS:
         return None
@@ -138,41 +111,33 @@ def plain(text: str) -> str:
 
 def clean(markup: str) -> Markup:
     """What is harmless in HTML or MathML: text, tables, folded blocks, colours, stored images."""
-    cleaner = bleach.Cleaner(
-        tags=TAGS | MATH,
-        attributes=_is_allowed,
-        protocols={"http", "https", "mailto", "data"},
-        strip=True,
-        filters=[_Pictures],
-        css_sanitizer=CSSSanitizer(allowed_css_properties=STYLES, allowed_svg_properties=()),
-    )
-    return Markup(cleaner.clean(UNSEEN.sub("", markup)))
+    whole = markup.encode("utf-8", errors="replace").decode()  # JSON can hold half a character
+    return Markup(NO_SOURCE.sub(r"\1", CLEANER.clean(whole)))
 
 
-def _is_allowed(tag: str, name: str, value: str) -> bool:
-    if name == "style":
-        return not {"(", "\\"} & set(value)  # no url(...), not in disguise either
-    address = re.sub(r"[\s\x00-\x1f]", "", html.unescape(value)).lower()  # as browsers read it
-    if name == "href" and address.startswith("data:"):
-        return False  # only images need data:
-    return name in (MATH_ATTRIBUTES if tag in MATH else ATTRIBUTES.get(tag, ()))
+def _harmless(tag: str, name: str, value: str) -> str | None:
+    """An allowed attribute's value, or None: it goes."""
+    if name == "style":  # no url(...), not in disguise either
+        return None if tag == "img" or {"(", "\\"} & set(value) else value
+    if name == "src":
+        found = picture(value.partition(";base64,")[2])
+        return found.address if found else None
+    if name == "href" and re.sub(r"[\x00-\x20]", "", value).lower().startswith("data:"):
+        return None  # only images need data:
+    return value
 
 
-class _Pictures(Filter):
-    """Shows an image that the notebook holds; of one elsewhere, its alternative text."""
-
-    def __iter__(self) -> Iterator[dict]:
-        for token in super().__iter__():
-            if token.get("name") != "img":
-                yield token
-                continue
-            given = {name: html.unescape(value) for (_, name), value in token["data"].items()}
-            found = picture(given.get("src", "").partition(";base64,")[2])
-            if found:
-                data = {(None, "src"): found.address, (None, "alt"): given.get("alt", "")}
-                yield token | {"data": data}
-            else:
-                yield {"type": "Characters", "data": given.get("alt", "")}
+CLEANER = nh3.Cleaner(
+    tags={*TAGS.split(), *MATH.split()},
+    attributes=ATTRIBUTES,
+    attribute_filter=_harmless,
+    url_schemes={"http", "https", "mailto", "data"},
+    filter_style_properties={*STYLES.split(), "text-decoration"},
+    clean_content_tags=set(UNSEEN.split()),
+)
+# An image that the notebook does not hold gives way to its alternative text. In what the cleaner
+# wrote, "<" only begins a tag: in texts and attributes it is &lt;.
+NO_SOURCE = re.compile(r'<img(?: alt="([^"]*)")?>')
 
 
 class _Renderer(IPythonRenderer):
@@ -190,9 +155,6 @@ class _Renderer(IPythonRenderer):
 
     def latex_environment(self, name: str, body: str) -> str:
         return _mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
-
-    def image(self, text: str, url: str, title: str | None = None) -> str:
-        return f'<img src="{html.escape(url)}" alt="{text}">'
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
         if url.removesuffix(".ipynb") in self.names:
@@ -215,17 +177,13 @@ def markdown(text: str, names: Collection[str] = ()) -> Markup:
     return clean(MarkdownWithMath(renderer=_Renderer(names)).render(text))
 
 
-def code(text: str) -> Markup:
-    """Python source, highlighted by classes; `CODE.get_style_defs()` gives their colours."""
-    return Markup(highlight(text, PythonLexer(), CODE))
-
-
 def cells(notebook: NotebookNode, names: Collection[str] = ()) -> Iterator[Cell]:
     """A notebook's cells, in order; `names` are the notebooks that they may link to."""
     for index, cell in enumerate(notebook.cells):
         which = str(cell.get("id", index))
         if cell.cell_type == "code":
-            yield Cell(which, "code", code(cell.source), list(outputs(cell)))
+            source = Markup(highlight(cell.source, PythonLexer(), CODE))
+            yield Cell(which, "code", source, list(outputs(cell)))
         elif cell.cell_type == "markdown":
             yield Cell(which, "markdown", markdown(cell.source, names))
         else:
@@ -245,21 +203,17 @@ def outputs(cell: NotebookNode) -> Iterator[Output]:
 
 def _rich(data: dict) -> Iterator[Output]:
     """The richest of an output's forms that a page without scripts can show."""
-    text = str(data.get("text/plain", ""))
-    stored = next((data[kind] for kind in ("image/png", "image/jpeg") if kind in data), None)
-    shown = picture(stored) if stored else None
-    if MIME in data:
-        return
-    if WIDGET in data:
+    kind = next((kind for kind in FORMS if kind in data), MIME)
+    if kind == WIDGET:
         yield Output("note", "(a widget: open the notebook to move it)")
-    elif shown:
-        title = text.removeprefix("Figure:") if text.startswith("Figure:") else ""
-        yield Output("picture", shown, " ".join(title.split()))
-    elif stored:
-        yield Output("note", "(an image that cannot be shown: its data is damaged)")
-    elif "text/html" in data:
-        yield Output("html", clean(str(data["text/html"])))
-    elif "text/markdown" in data or "text/latex" in data:
-        yield Output("html", markdown(str(data.get("text/markdown", data.get("text/latex")))))
-    elif text:
-        yield Output("text", plain(text))
+    elif kind.startswith("image/"):
+        title, shown = str(data.get("text/plain", "")), picture(data[kind])
+        title = title.removeprefix("Figure:") if title.startswith("Figure:") else ""
+        broken = Output("note", "(an image that cannot be shown: its data is damaged)")
+        yield Output("picture", shown, " ".join(title.split())) if shown else broken
+    elif kind == "text/html":
+        yield Output("html", clean(str(data[kind])))
+    elif kind in ("text/markdown", "text/latex"):
+        yield Output("html", markdown(str(data[kind])))
+    elif kind == "text/plain" and data[kind]:
+        yield Output("text", plain(str(data[kind])))

@@ -1,7 +1,7 @@
 """One page on one or several runs: what passed, what holds, the numbers, the figures.
 
 What the runs hold is data that somebody else may have written: it is shown as text, or cleaned by
-`safe_html`, and nothing in it can run.
+`pages`, and nothing in it can run.
 """
 
 import base64
