@@ -181,7 +181,8 @@ def prove_notebook(python: Path, folder: Path, name: str) -> None:
     """
     source, target = (folder / "content" / f"{name}{kind}.ipynb" for kind in ("", ".done"))
     source.write_text(from_checkout(committed(name)), encoding="utf-8")
-    options = "-m nbconvert --execute --to notebook --output".split()  # Colab has no papermill
+    # by nbconvert, which Colab has; papermill it has not
+    options = ["-m", "nbconvert", "--execute", "--to", "notebook", "--output"]
     command = [python, *options, target, source]
     for last in (False, True):
         began = time.perf_counter()
