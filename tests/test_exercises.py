@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cvlab.exercises import checks, judge
+from cvlab.exercises import judge
 from cvlab.records import stored_in
 from cvlab.run import start
 
@@ -235,7 +235,7 @@ def test_there_are_three_in_each_of_six_notebooks_and_each_has_its_check():
     assert [[*NOTEBOOKS].index(notebook) for notebook, _ in EXERCISES.values()] == [
         place for place in range(6) for _ in range(3)
     ]
-    assert set(EXERCISES) == set(checks.CHECKS) == set(WRONG)
+    assert set(EXERCISES) == set(judge.CHECKS) == set(WRONG)
 
 
 @pytest.mark.parametrize("name", EXERCISES)

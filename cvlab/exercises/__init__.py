@@ -1,1 +1,1 @@
-"""Exercises that answer back."""
+"""Exercises that answer back. Begin at `judge`."""

@@ -1,4 +1,4 @@
-"""A learner's answer: asked for, and compared with a reference by `cvlab.checks`."""
+"""A learner's answer: asked for, and compared with a reference, by the checks."""
 
 import traceback
 from collections.abc import Callable, Mapping
@@ -33,6 +33,13 @@ def ask(answer: Callable, *arguments: Any) -> Any:
     return result
 
 
+def several(result: Any, count: int) -> tuple:
+    """An answer of `count` things; anything else is `Wrong`."""
+    if not isinstance(result, tuple | list) or len(result) != count:
+        raise Wrong(f"{count} things were expected, as in the stub's docstring.")
+    return tuple(result)
+
+
 def expect(
     got: Any,
     right: Any,
@@ -40,13 +47,10 @@ def expect(
     mistakes: Mapping[str, Any] | None = None,
     tolerance: float = 1e-5,
 ) -> None:
-    """Compare a number or an array with the reference.
+    """Compare a number, an array or a tensor with the reference; `given` says what was asked.
 
     Args:
-        got: what the learner's function returned: a number, an array or a tensor.
-        right: the reference.
-        given: what it was asked, for the message.
-        mistakes: a hint to what one gets who makes that mistake.
+        mistakes: hint -> what one gets who makes that mistake.
         tolerance: relative, and absolute for values below 1.
 
     Raises:

@@ -1,16 +1,28 @@
 """Exercises that answer back: a learner's function is compared with a reference.
 
-The stub in a notebook and its check in `cvlab.checks` have the same name. A check calls the
-learner's function and judges what comes back by `cvlab.answers`; it knows the usual mistakes and
-names them. `cvlab.run.Run.check` prints and stores the outcome.
+The stub in a notebook and its check, in `networks` or `deployment`, have the same name. A check
+calls the learner's function and judges what comes back by `answers`; it knows the usual mistakes
+and names them. `cvlab.run.Run.check` prints and stores the outcome.
 """
 
 from collections.abc import Callable
 
 import torch
 
+from cvlab.exercises import deployment, networks
 from cvlab.exercises.answers import NotAttempted, Wrong
-from cvlab.exercises.checks import CHECKS
+
+CHECKS: dict[str, Callable[[Callable], str]] = {
+    check.__name__: check
+    for check in (
+        *(networks.momentum_step, networks.adam_step, networks.fair_rates),
+        *(networks.output_size, networks.blur_pool, networks.same_answer),
+        *(networks.interval, networks.multiplications, networks.likeliest_group),
+        *(deployment.images_needed, deployment.survivors, deployment.suggest),
+        *(deployment.milliseconds, deployment.fold, deployment.to_file),
+        *(deployment.to_uint8, deployment.scale_and_zero_point, deployment.fake_quantize),
+    )
+}
 
 TO_DO = "not attempted, it returns nothing. Put your code in place of `...`, run the cell again."
 
