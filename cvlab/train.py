@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,24 +13,16 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
-from cvlab.data import Batches
+from cvlab.data import Batches, ImageData
 from cvlab.machine import hardware
 from cvlab.metrics import Score, score
 from cvlab.paths import replace_atomically
 from cvlab.show import progress
 
 MOMENTUM = 0.9
-
-
-OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
-    "SGD": optim.SGD,
-    "momentum": lambda p, **kw: optim.SGD(p, momentum=MOMENTUM, **kw),
-    "Nesterov": lambda p, **kw: optim.SGD(p, momentum=MOMENTUM, nesterov=True, **kw),
-    "Adagrad": optim.Adagrad,
-    "RMSprop": optim.RMSprop,
-    "Adam": optim.Adam,
-    "AdamW": optim.AdamW,
-}
+WARM_UP = 0.25  # share of a one-cycle run in which the rate climbs
+SCHEDULES = ("constant", "one-cycle")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class MuonAdamW(optim.Optimizer):
@@ -45,8 +37,7 @@ class MuonAdamW(optim.Optimizer):
     def __init__(self, params: Iterable[Tensor], lr: float, **options):
         params = list(params)
         matrices = [p for p in params if p.ndim == 2][:-1]  # the last one makes the logits
-        chosen = {id(p) for p in matrices}
-        others = [p for p in params if id(p) not in chosen]
+        others = [p for p in params if not any(p is matrix for matrix in matrices)]
         self._parts = [optim.AdamW(others, lr=lr, **options)]
         if matrices:
             muon = optim.Muon(matrices, lr=lr, adjust_lr_fn="match_rms_adamw", **options)
@@ -72,39 +63,58 @@ class MuonAdamW(optim.Optimizer):
         self.param_groups = [group for part in self._parts for group in part.param_groups]
 
 
-if hasattr(optim, "Muon"):  # torch 2.9 and later
-    OPTIMIZERS["Muon"] = MuonAdamW
+OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
+    "SGD": optim.SGD,
+    "momentum": lambda p, **kw: optim.SGD(p, momentum=MOMENTUM, **kw),
+    "Nesterov": lambda p, **kw: optim.SGD(p, momentum=MOMENTUM, nesterov=True, **kw),
+    "Adagrad": optim.Adagrad,
+    "RMSprop": optim.RMSprop,
+    "Adam": optim.Adam,
+    "AdamW": optim.AdamW,
+    "Muon": MuonAdamW,
+}
 
 
-def make_optimizer(
-    name: str, params: Iterable[Tensor], lr: float, weight_decay: float | None = None
-) -> optim.Optimizer:
-    """An optimizer by its name in `OPTIMIZERS`, with torch's defaults for all else.
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How to train: all that `fit` must know beside a network and images.
 
-    Args:
-        name: key of `OPTIMIZERS`.
-        params: the weights to train.
-        lr: learning rate, > 0.
-        weight_decay: None leaves torch's default: 0.01 for AdamW, 0.1 for Muon, else 0.
-
-    Raises:
-        ValueError: unknown name (the choices are listed), or a rate that is not positive.
+    With `patience`, training stops after so many epochs without a better validation accuracy, and
+    the network gets the weights of the best epoch back; without, it keeps those of the last.
+    An unknown name or a number out of range is a `ValueError` that lists the choices.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"Optimizer {name!r} was given; choose one of {list(OPTIMIZERS)}.")
-    if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr={lr} was given; a learning rate is a positive number.")
-    options = {} if weight_decay is None else {"weight_decay": weight_decay}
-    return OPTIMIZERS[name](params, lr=lr, **options)
+
+    optimizer: str = "Nesterov"  # a name in `OPTIMIZERS`
+    lr: float = 0.15  # the learning rate; of a one-cycle schedule the peak
+    weight_decay: float | None = None  # None is torch's: 0.01 for AdamW, 0.1 for Muon, else 0
+    schedule: str = "constant"  # or "one-cycle" (Smith and Topin, 2018), see `one_cycle`
+    label_smoothing: float = 0.0  # of the training loss
+    precision: str = "auto"  # or "fp32", "bf16", "fp16", see `choose_precision`
+    epochs: int = 1
+    patience: int | None = None  # in epochs
+    batch_size: int = 128
+    augment: bool = True  # crop and mirror training images at random
+    parts: int = 1  # an epoch is such a part of a pass over the training images
+    seed: int = 0  # of the order of images and of augmentation, not of the network's weights
+
+    def __post_init__(self):
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("precision", self.precision, ("auto", *PRECISIONS))
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr={self.lr} was given; a learning rate is a positive number.")
+        if self.epochs < 1 or (self.patience is not None and self.patience < 1):
+            raise ValueError(f"epochs={self.epochs}, patience={self.patience}: at least 1 each.")
+
+    def make_optimizer(self, params: Iterable[Tensor]) -> optim.Optimizer:
+        """The optimizer for `params`, with torch's defaults for all that is not said here."""
+        decay = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
+        return OPTIMIZERS[self.optimizer](params, lr=self.lr, **decay)
 
 
-SCHEDULES = ("constant", "one-cycle")
-
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-WARM_UP = 0.25  # share of a one-cycle run in which the rate climbs
+def _one_of(name: str, given: str, choices: Iterable[str]) -> None:
+    if given not in choices:
+        raise ValueError(f"{name}={given!r} was given; choose one of {list(choices)}.")
 
 
 class TrainingDiverged(FloatingPointError):
@@ -160,93 +170,56 @@ class History:
 
 def fit(
     model: nn.Module,
-    train: Batches,
-    val: Batches,
+    data: ImageData,
+    training: Training,
     *,
-    epochs: int,
-    optimizer: str = "Nesterov",
-    lr: float = 0.15,
-    weight_decay: float | None = None,
-    schedule: str = "constant",
-    label_smoothing: float = 0.0,
-    precision: str = "auto",
-    patience: int | None = None,
+    device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
-    watch: Callable[[History, torch.optim.Optimizer], None] | None = None,
+    watch: Callable[[History, optim.Optimizer], None] | None = None,
     what: str | None = "training",
 ) -> History:
-    """Train `model` in place on the device of `train` and return what was measured.
+    """Train `model` in place on `data.train`, judge it on `data.val`, return what was measured.
 
-    With `patience`, the weights of the best epoch are restored at the end, and training stops
-    after so many epochs without a better validation accuracy. Layers whose parameters need no
-    gradient stay as they are, BatchNorm's statistics too. With `checkpoint`, every finished epoch
-    is stored, and a call that finds the file goes on after its last epoch: the
-    final weights are those of an uninterrupted run on the same machine.
+    Layers whose parameters need no gradient stay as they are, BatchNorm's statistics too. With
+    `checkpoint`, every finished epoch is stored, and a call that finds the file goes on after its
+    last epoch: the final weights are those of an uninterrupted run on the same machine.
 
     Args:
         model: maps float [B, 3, H, W] to logits [B, classes].
-        train: augmented batches; epoch e trains on `train.epoch(e)`.
-        val: batches that judge, never trained on.
-        epochs: passes over the training images.
-        optimizer: a name in `cvlab.train.OPTIMIZERS`.
-        lr: the learning rate, and the peak of a one-cycle schedule.
-        weight_decay: None leaves the optimizer's default.
-        schedule: "constant", or "one-cycle": linear up for a quarter of the steps, then down to 0
-            (Smith and Topin, 2018).
-        label_smoothing: of the training loss.
-        precision: "fp32", "bf16", "fp16" or "auto", see `choose_precision`.
-        patience: epochs; None trains to the end and keeps the last weights.
+        data: trained on and judged by; its test images are not read.
         checkpoint: file to store to and resume from.
         watch: called after every epoch with the history so far and the optimizer.
         what: label of the progress bar; None shows none.
 
     Raises:
-        ValueError: an unknown name or a number out of range; the message lists the choices.
         TrainingDiverged: the loss is no longer finite; names step and rate, holds the history.
-        CheckpointError: the checkpoint is damaged or belongs to other settings.
+        CheckpointError: the checkpoint is damaged or belongs to another training.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule={schedule!r} was given; choose one of {SCHEDULES}.")
-    if epochs < 1 or (patience is not None and patience < 1):
-        raise ValueError(f"epochs={epochs}, patience={patience}: both must be at least 1.")
-    device = train.device
-    model.to(device, memory_format=torch.channels_last)
-    run = _Training(
-        model=model,
-        optimizer=make_optimizer(optimizer, model.parameters(), lr, weight_decay),
-        precision=choose_precision(device) if precision == "auto" else _known(precision),
+    train = data.batches(
+        "train",
+        training.batch_size,
+        augment=training.augment,
+        parts=training.parts,
+        seed=training.seed,
         device=device,
-        peak_lr=lr,
-        schedule=schedule,
-        steps=epochs * len(train),
-        label_smoothing=label_smoothing,
     )
-    settings = {
-        "optimizer": optimizer,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "schedule": schedule,
-        "epochs": epochs,
-        "label_smoothing": label_smoothing,
-        "precision": run.precision,
-        "batch_size": train.batch_size,
-        "seed": train.seed,
-        "augment": train.augment,
-        "parts": train.parts,
-    }
-    if checkpoint is not None:
-        run.resume(checkpoint, settings)
-    history = run.history
-    with progress(epochs * len(train), what, "batch") as bar:
+    at_once = 25 if data.size else 250  # larger images leave the cache of a CPU sooner
+    val = data.batches("val", at_once, device=device)
+    state = _State(model, training, train.device, steps=training.epochs * len(train))
+    if checkpoint and checkpoint.exists():
+        state.resume(checkpoint)
+    history = state.history
+    with progress(state.steps, what, "batch") as bar:
         bar.update(len(history.batch_rows))
-        while len(history.epoch_rows) < epochs and not history.stopped_early:
-            run.one_epoch(train, val, bar)
-            run.judge(patience)
-            if checkpoint is not None:
-                run.store(checkpoint, settings)
+        while len(history.epoch_rows) < training.epochs and not history.stopped_early:
+            state.one_epoch(train, val, bar)
+            state.judge()
+            if checkpoint:
+                state.store(checkpoint)
             if watch:
-                watch(history, run.optimizer)
-    run.restore_best()
+                watch(history, state.optimizer)
+    if state.best_weights is not None:
+        model.load_state_dict(state.best_weights)
     return history
 
 
@@ -256,10 +229,10 @@ def predict(model: nn.Module, batches: Batches, *, precision: str = "auto") -> t
     Returns:
         (logits float32 [N, classes], labels int64 [N]), on the CPU, in the order of `batches`.
     """
-    name = choose_precision(batches.device) if precision == "auto" else _known(precision)
+    precision = choose_precision(batches.device, precision)
     was_training, logits, labels = model.training, [], []
     model.to(batches.device).eval()
-    with torch.inference_mode(), autocast(batches.device, name):
+    with torch.inference_mode(), autocast(batches.device, precision):
         for images, truth in batches.epoch():
             logits.append(model(images).float())
             labels.append(truth)
@@ -272,10 +245,13 @@ def evaluate(model: nn.Module, batches: Batches, *, precision: str = "auto") -> 
     return score(*predict(model, batches, precision=precision))
 
 
-def choose_precision(device: torch.device) -> str:
-    """The fastest precision that trains well: bf16 where the hardware multiplies it, else
-    fp16 on a GPU (with loss scaling), else fp32.
+def choose_precision(device: torch.device, asked: str = "auto") -> str:
+    """What is asked for; for "auto" the fastest that trains well: bf16 where the hardware
+    multiplies it, else fp16 on a GPU (with loss scaling), else fp32.
     """
+    _one_of("precision", asked, ("auto", *PRECISIONS))
+    if asked != "auto":
+        return asked
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     pays = hardware().has("avx512_bf16") or hardware().has("amx_bf16")
@@ -306,30 +282,18 @@ def train_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def _known(precision: str) -> str:
-    if precision not in PRECISIONS:
-        choices = ["auto", *PRECISIONS]
-        raise ValueError(f"precision={precision!r} was given; choose one of {choices}.")
-    return precision
+class _State:
+    """A training between two epochs: all that a checkpoint must hold."""
 
-
-@dataclass
-class _Training:
-    """The state of a run between two epochs, all that a checkpoint must hold."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    precision: str
-    device: torch.device
-    peak_lr: float
-    schedule: str
-    steps: int
-    label_smoothing: float
-    history: History = field(default_factory=History)
-    best_weights: dict | None = None
-
-    def __post_init__(self):
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+    def __init__(self, model: nn.Module, training: Training, device: torch.device, steps: int):
+        precision = choose_precision(device, training.precision)
+        self.training = replace(training, precision=precision)
+        self.device, self.steps = device, steps
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.optimizer = training.make_optimizer(model.parameters())
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.history = History()
+        self.best_weights: dict | None = None
 
     def one_epoch(self, train: Batches, val: Batches, bar) -> None:
         """Train on one epoch, judge on `val`, append to the history."""
@@ -343,7 +307,7 @@ class _Training:
                 self._check_finite(rows, epoch)
         self._check_finite(rows, epoch)
         self.history.batch_rows += [self._row(row, epoch) for row in rows]
-        score = evaluate(self.model, val, precision=self.precision)
+        score = evaluate(self.model, val, precision=self.training.precision)
         done = self.history.batch_rows[-len(rows) :]
         self.history.epoch_rows.append(
             {
@@ -358,24 +322,20 @@ class _Training:
         bar.set_postfix_str(f"val {score.accuracy:.1%}")
 
     def _step(self, images: Tensor, labels: Tensor, step: int) -> dict:
-        factor = one_cycle(step, self.steps) if self.schedule == "one-cycle" else 1.0
+        how = self.training
+        lr = how.lr * (one_cycle(step, self.steps) if how.schedule == "one-cycle" else 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.peak_lr * factor
+            group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, self.precision):
+        with autocast(self.device, how.precision):
             logits = self.model(images)
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits, labels, label_smoothing=how.label_smoothing)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        return {
-            "step": step,
-            "loss": loss.detach(),
-            "accuracy": accuracy,
-            "lr": self.peak_lr * factor,
-        }
+        return {"step": step, "loss": loss.detach(), "accuracy": accuracy, "lr": lr}
 
     @staticmethod
     def _row(row: dict, epoch: int) -> dict:
@@ -391,13 +351,13 @@ class _Training:
                 raise TrainingDiverged(
                     f"The loss is {loss} at step {rows[index]['step']} (epoch {epoch + 1}) with "
                     f"learning rate {rows[index]['lr']:.3g}. Try a rate 3 to 10 times lower"
-                    + (" or precision='fp32'." if self.precision == "fp16" else "."),
+                    + (" or precision='fp32'." if self.training.precision == "fp16" else "."),
                     self.history,
                 )
 
-    def judge(self, patience: int | None) -> None:
+    def judge(self) -> None:
         """Keep the weights of the best epoch; stop when none was better for `patience` epochs."""
-        history = self.history
+        history, patience = self.history, self.training.patience
         latest = len(history.epoch_rows)
         best = history.epoch_rows[history.best_epoch - 1] if history.best_epoch else None
         if patience is None:
@@ -407,15 +367,10 @@ class _Training:
         else:
             history.stopped_early = latest - history.best_epoch >= patience
 
-    def restore_best(self) -> None:
-        """Give the model the weights of the best epoch, where they were kept."""
-        if self.best_weights is not None:
-            self.model.load_state_dict(self.best_weights)
-
-    def store(self, path: Path, settings: dict) -> None:
+    def store(self, path: Path) -> None:
         """Write everything that the next epoch depends on, whole or not at all."""
         state = {
-            "settings": settings,
+            "settings": asdict(self.training),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -426,14 +381,16 @@ class _Training:
         }
         replace_atomically(lambda temporary: torch.save(state, temporary), path)
 
-    def resume(self, path: Path, settings: dict) -> None:
-        """Take up the state in `path`; without the file, nothing happens."""
-        if not path.exists():
-            return
+    def resume(self, path: Path) -> None:
+        """Take up the state in `path`, if it is of the same training."""
         with usable(path, "Delete it to train from the start, or name another file."):
             state = torch.load(path, map_location="cpu", weights_only=True)
-            if state["settings"] != settings:
-                raise ValueError(f"it was written with {state['settings']}, asked for {settings}")
+            known, asked = state["settings"], asdict(self.training)
+            others = [
+                f"{n}={known.get(n)!r}, not {asked[n]!r}" for n in asked if known.get(n) != asked[n]
+            ]
+            if others:
+                raise ValueError(f"it was written with {'; '.join(others)}")
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])

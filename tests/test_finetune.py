@@ -21,6 +21,7 @@ RECIPE = SimpleNamespace(
     batch_size=20,
     lr=1e-3,
     patience=None,
+    download="no",
 )
 
 
@@ -51,7 +52,7 @@ def test_a_head_learns_from_features_in_no_time():
     torch.manual_seed(0)
     labels = torch.arange(600) % 3
     seen = torch.randn(600, 8) + 3 * torch.eye(8)[labels]
-    head = finetune.fit_head(seen[:500], labels[:500], 3)
+    head = finetune.fit_head(seen[:500], labels[:500], 3, seed=0)
     assert (head(seen[500:]).argmax(1) == labels[500:]).float().mean() > 0.9
 
 
@@ -97,7 +98,7 @@ def test_train_mode_puts_frozen_layers_only_into_eval():
 def own_folder(tmp_path, monkeypatch):
     """`get_or_train` with a small recipe and a data folder of its own."""
     monkeypatch.setattr(finetune, "project_root", lambda: tmp_path)
-    small = vars(RECIPE) | {"n_train": 80, "download": "no"}
+    small = vars(RECIPE) | {"n_train": 80}
     monkeypatch.setattr(finetune, "profiles", lambda: {finetune.NOTEBOOK: {"smoke": small}})
     return tmp_path / "data" / "models"
 

@@ -7,7 +7,7 @@ import torch
 from cvlab import data as cvdata
 from cvlab import plots, synthetic
 from cvlab.models import ChannelMax, LeNet, SmallCNN
-from cvlab.train import evaluate, fit
+from cvlab.train import Training, evaluate, fit
 
 
 @pytest.mark.parametrize(("model", "weights"), [(LeNet, 62_006), (SmallCNN, 237_210)])
@@ -23,8 +23,8 @@ def test_the_stand_in_can_be_learnt_and_is_not_easy():
     data = cvdata.load("cifar10", "synthetic")
     torch.manual_seed(0)
     model = SmallCNN()
-    train, val = data.batches("train", 64), data.batches("val", 600)
-    fit(model, train, val, epochs=5, lr=0.03, schedule="one-cycle", what=None)
+    training = Training(epochs=5, lr=0.03, schedule="one-cycle", batch_size=64)
+    fit(model, data, training, what=None)
     score = evaluate(model, data.batches("test", 1000))
     assert 0.6 < score.accuracy < 0.99
 

@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from cvlab import train
 from cvlab.lessons import optimizers
 from cvlab.models import LeNet
+from cvlab.train import OPTIMIZERS, Training
 
 
 def stepped(name, lr=0.01):
     torch.manual_seed(0)
     model = LeNet()
-    optimizer = train.make_optimizer(name, model.parameters(), lr)
+    optimizer = Training(optimizer=name, lr=lr).make_optimizer(model.parameters())
     model(torch.randn(4, 3, 32, 32)).square().mean().backward()
     optimizer.step()
     return model, optimizer
 
 
-@pytest.mark.parametrize("name", train.OPTIMIZERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_moves_every_weight(name):
     """Muon shares the weights with AdamW: none may be forgotten."""
     torch.manual_seed(0)
@@ -37,7 +37,7 @@ def test_state_bytes_per_weight(name, size):
 
 def test_adagrads_factor_is_rate_over_root_of_summed_squares():
     weight = torch.nn.Parameter(torch.zeros(3))
-    optimizer = train.make_optimizer("Adagrad", [weight], lr=0.5)
+    optimizer = Training(optimizer="Adagrad", lr=0.5).make_optimizer([weight])
     for _ in range(4):
         weight.grad = torch.full((3,), 2.0)
         optimizer.step()

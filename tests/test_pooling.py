@@ -11,6 +11,7 @@ from cvlab.lessons import pooling
 from cvlab.lessons.pooling import plot_shift_curves
 from cvlab.machine import import_torchvision
 from cvlab.models import POOLINGS, PoolingNet
+from cvlab.train import Training
 
 
 def net(kind, seed=0):
@@ -109,9 +110,9 @@ def stripes():
 def test_shift_consistency_counts_answers_that_stay(stripes):
     sees = LooksAtOnePixel()
     sees.weight = torch.nn.Parameter(torch.zeros(1))
-    same = pooling.shift_consistency(sees, stripes.val, stripes, (1, 2))
+    same = pooling.shift_consistency(sees, stripes, (1, 2))
     assert same == {1: 0.5, 2: 1.0}  # by one pixel, left and right: all flip
-    assert pooling.shift_consistency(LooksAtNothing(), stripes.val, stripes, (1,)) == {1: 1.0}
+    assert pooling.shift_consistency(LooksAtNothing(), stripes, (1,)) == {1: 1.0}
 
 
 def test_the_rule_takes_the_cheapest_that_validation_cannot_tell_from_the_best():
@@ -123,21 +124,15 @@ def test_the_rule_takes_the_cheapest_that_validation_cannot_tell_from_the_best()
 
 
 def test_training_judges_and_compares(drawn):
-    runs = {
-        (kind, 3): pooling.train(
-            drawn, kind, 3, augment=False, epochs=2, batch_size=50, width=16, patience=1
-        )
-        for kind in ("stride", "max")
-    }
+    training = Training(lr=0.01, epochs=2, patience=1, batch_size=50, augment=False, seed=3)
+    runs = {(kind, 3): pooling.train(drawn, kind, 16, training) for kind in ("stride", "max")}
     judged = pooling.judge(runs, drawn)
     assert judged["pooling"].tolist() == ["stride", "max"]
     assert (judged["overfit_gap"] == judged["train_accuracy"] - judged["val_accuracy"]).all()
     assert judged[["shift_1", "shift_4"]].le(1).all(axis=None)
     assert "points" in pooling.comparison(judged).loc["max", "overfit gap"]
     assert len(plot_shift_curves({"a": judged, "b": judged}, "t").axes) == 2
-    again, _ = pooling.train(
-        drawn, "max", 3, augment=False, epochs=2, batch_size=50, width=16, patience=1
-    )
+    again, _ = pooling.train(drawn, "max", 16, training)
     first = runs["max", 3][0].state_dict()
     assert all(torch.equal(first[key], value) for key, value in again.state_dict().items())
 

@@ -11,7 +11,15 @@ from torch import nn
 
 from cvlab.metrics import Score
 from cvlab.models import LeNet, SmallCNN
-from cvlab.train import OPTIMIZERS, CheckpointError, TrainingDiverged, evaluate, fit, one_cycle
+from cvlab.train import (
+    OPTIMIZERS,
+    CheckpointError,
+    Training,
+    TrainingDiverged,
+    evaluate,
+    fit,
+    one_cycle,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +39,15 @@ class Dropping(nn.Module):
         return self.net(self.drop(images))
 
 
-def train(drawn, model=None, **options):
+def how(**options):
+    return Training(**{"epochs": 4, "optimizer": "Adam", "lr": 0.002, "batch_size": 50} | options)
+
+
+def train(drawn, model=None, checkpoint=None, watch=None, **options):
     torch.manual_seed(0)
     model = model or Dropping()
-    options = {"epochs": 4, "optimizer": "Adam", "lr": 0.002, "what": None} | options
-    return model, fit(model, drawn.batches("train", 50), drawn.batches("val", 100), **options)
+    training = how(**options)
+    return model, fit(model, drawn, training, checkpoint=checkpoint, watch=watch, what=None)
 
 
 def weights(model):
@@ -60,10 +72,7 @@ def test_resume_ends_with_the_same_weights(drawn, tmp_path, name, schedule):
         train(drawn, checkpoint=file, watch=stop, **options)
     torch.manual_seed(99)  # a new process would be in any state
     resumed = Dropping()
-    later = fit(
-        resumed, drawn.batches("train", 50), drawn.batches("val", 100),
-        epochs=4, checkpoint=file, what=None, **options,
-    )  # fmt: skip
+    later = fit(resumed, drawn, how(**options), checkpoint=file, what=None)
     assert torch.equal(weights(whole), weights(resumed))
     assert later.batches["loss"].tolist() == history.batches["loss"].tolist()
     assert later.epochs["epoch"].tolist() == [1, 2, 3, 4]
@@ -74,12 +83,12 @@ import sys, time, torch
 from pathlib import Path
 from cvlab import data
 from cvlab.models import LeNet
-from cvlab.train import fit
+from cvlab.train import Training, fit
 drawn = data.load("cifar10", "synthetic", n_train=500, n_val=100, n_test=100)
 torch.manual_seed(0)
 model, slow = LeNet(), (lambda *_: time.sleep(0.3)) if sys.argv[2] == "slow" else None
-fit(model, drawn.batches("train", 50), drawn.batches("val", 100), epochs=6, optimizer="Nesterov",
-    lr=0.01, checkpoint=Path(sys.argv[1]), watch=slow, what=None)
+training = Training(epochs=6, optimizer="Nesterov", lr=0.01, batch_size=50)
+fit(model, drawn, training, checkpoint=Path(sys.argv[1]), watch=slow, what=None)
 torch.save(model.state_dict(), sys.argv[1] + ".weights")
 """
 
@@ -102,17 +111,50 @@ def test_a_killed_process_is_resumed_to_the_same_weights(tmp_path):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("damage", ["cut", "other settings", "other model"])
+@pytest.mark.parametrize("damage", ["cut", "other model", "other file"])
 def test_a_checkpoint_that_does_not_fit_is_refused_with_the_cure(drawn, tmp_path, damage):
     """Going on with half a file or another run's weights would give a silent wrong number."""
     file = tmp_path / "run.pt"
     train(drawn, checkpoint=file, epochs=1)
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:1000])
-    options = {"lr": 0.5} if damage == "other settings" else {}
+    if damage == "other file":
+        torch.save(Dropping().state_dict(), file)
     model = SmallCNN() if damage == "other model" else None
     with pytest.raises(CheckpointError, match=r"run\.pt.*Delete it"):
-        train(drawn, model, checkpoint=file, epochs=1, **options)
+        train(drawn, model, checkpoint=file, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"lr": 0.5}, r"lr=0\.002, not 0\.5\."),
+        ({"epochs": 2, "patience": 1}, r"epochs=1, not 2; patience=None, not 1\."),
+        ({"batch_size": 25, "parts": 2, "seed": 3}, r"batch_size=50, not 25; parts=1, not 2; seed"),
+        (
+            {"augment": False, "label_smoothing": 0.1},
+            r"label_smoothing=0\.0, not 0\.1; augment=True",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused_with_the_differences(
+    drawn, tmp_path, other, said
+):
+    file = tmp_path / "run.pt"
+    train(drawn, checkpoint=file, epochs=1)
+    before = file.read_bytes()
+    with pytest.raises(CheckpointError, match=rf"run\.pt.*written with {said}.*Delete it"):
+        train(drawn, checkpoint=file, **{"epochs": 1} | other)
+    assert file.read_bytes() == before
+
+
+def test_a_checkpoint_knows_the_precision_that_auto_meant(drawn, tmp_path, monkeypatch):
+    """On a machine without bf16, "auto" is another training."""
+    file = tmp_path / "run.pt"
+    train(drawn, checkpoint=file, epochs=1, precision="bf16")
+    monkeypatch.setattr("cvlab.train.choose_precision", lambda device, asked: "fp32")
+    with pytest.raises(CheckpointError, match="precision='bf16', not 'fp32'"):
+        train(drawn, checkpoint=file, epochs=1, precision="auto")
 
 
 def test_early_stopping_restores_the_best_epoch(drawn):
@@ -176,12 +218,14 @@ def test_a_small_cnn_learns_in_every_precision(drawn, precision):
         ({"schedule": "cosine"}, "one-cycle"),
         ({"precision": "int8"}, "bf16"),
         ({"lr": -1.0}, "positive"),
+        ({"lr": float("nan")}, "positive"),
         ({"epochs": 0}, "at least 1"),
+        ({"patience": 0}, "at least 1"),
     ],
 )
-def test_wrong_options_are_answered_with_the_choices(drawn, option, hint):
+def test_wrong_options_are_answered_with_the_choices(option, hint):
     with pytest.raises(ValueError, match=hint):
-        train(drawn, **option)
+        Training(**option)
 
 
 def test_evaluate_counts_every_image_and_puts_the_mode_back(drawn):

@@ -33,12 +33,15 @@ class Impatient(optuna.pruners.BasePruner):
 
 
 @pytest.mark.parametrize("space", tune.SPACES)
-def test_every_draw_from_a_space_is_a_network_and_a_recipe(space):
+def test_every_draw_from_a_space_is_a_network_and_how_to_train_it(space):
     study = new_study(space, sampler="random")
     for _ in range(8):
-        model, recipe = tune.SPACES[space](study.ask(), 10)
+        trial = study.ask()
+        model, training = tune.SPACES[space](trial, 10)
         assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-        assert {"optimizer", "lr", "batch_size", "augment"} <= set(recipe)
+        told = {name: value for name, value in trial.params.items() if hasattr(training, name)}
+        assert {"lr"} <= told.keys()
+        assert told.items() <= vars(training).items()
 
 
 def test_a_score_repeats_with_its_seed_and_changes_with_another(objective):
@@ -171,7 +174,10 @@ def test_the_best_are_trained_again_with_other_seeds(objective):
 
 
 def test_samplers_are_compared_by_the_honest_score_of_what_they_declare_best(objective):
-    contestants = {"one batch": {"by_one_batch": True, "pruner": "none"}, "random": {}}
+    contestants = {
+        "one batch": tune.Contestant(pruner="none", by_one_batch=True),
+        "random": tune.Contestant(sampler="random"),
+    }
     runs = tune.compare(contestants, objective, seeds=(0, 1), trials=3)
     assert list(runs["contestant"]) == ["one batch", "random"] * 2
     assert list(runs["trials"]) == [3] * 4

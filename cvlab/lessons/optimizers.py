@@ -1,7 +1,9 @@
 """01: every optimizer at every rate, Adagrad's steps, walks down a ravine, costs."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import ipywidgets as widgets
 import numpy as np
@@ -10,52 +12,39 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn, optim
 
-from cvlab.data import Batches
+from cvlab.bench import compare
+from cvlab.data import ImageData
 from cvlab.metrics import over_seeds
 from cvlab.models import LeNet
 from cvlab.plots import COLOURS, PERCENT, canvas, curves, footnote
 from cvlab.show import each, interactive
-from cvlab.train import MOMENTUM, History, TrainingDiverged, evaluate, fit, make_optimizer
+from cvlab.train import MOMENTUM, History, Training, TrainingDiverged, evaluate, fit
+
+STEPS = 60  # of a walk down the ravine
 
 
 def train_lenet(
-    train: Batches,
-    val: Batches,
-    optimizer: str,
-    lr: float,
-    seed: int,
-    *,
-    epochs: int = 1,
-    **options,
+    data: ImageData,
+    training: Training,
+    device: torch.device,
+    watch: Callable | None = None,
+    what: str | None = None,
 ) -> tuple[LeNet, History]:
-    """Train a fresh LeNet in fp32; the same seed gives every optimizer the same start and batches.
-
-    Args:
-        train: augmented batches; `seed` replaces theirs.
-        val: batches that judge.
-        optimizer: a name in `cvlab.train.OPTIMIZERS`.
-        lr: constant learning rate.
-        seed: of the weights and the order of images.
-        epochs: passes over `train`.
-        options: more for `fit`.
-
-    Raises:
-        TrainingDiverged: the loss is no longer finite.
-    """
-    torch.manual_seed(seed)
-    model = LeNet(int(train.labels.max()) + 1)
-    how = {"optimizer": optimizer, "lr": lr, "epochs": epochs, "precision": "fp32", **options}
-    return model, fit(model, train.reseeded(seed), val, **how)
+    """Train a fresh LeNet; the same seed gives every optimizer the same start and batches."""
+    torch.manual_seed(training.seed)
+    model = LeNet(len(data.classes))
+    return model, fit(model, data, training, device=device, watch=watch, what=what)
 
 
 def sweep(
-    train: Batches,
-    val: Batches,
+    data: ImageData,
+    training: Training,
+    device: torch.device,
     optimizers: Sequence[str],
     rates: Sequence[float],
     seeds: Sequence[int],
 ) -> pd.DataFrame:
-    """Validation accuracy after one epoch for every optimizer, rate and seed.
+    """Validation accuracy of LeNet for every optimizer, rate and seed; `training` says the rest.
 
     Returns:
         one row a run: `optimizer`, `lr`, `seed`, `score` (fraction), `diverged`. A run whose loss
@@ -64,11 +53,12 @@ def sweep(
     plan = [(name, lr, seed) for name in optimizers for lr in rates for seed in seeds]
     rows = []
     for name, lr, seed in each(plan, "sweep", "run"):
+        this = replace(training, optimizer=name, lr=lr, seed=seed)
         try:
-            _, history = train_lenet(train, val, name, lr, seed, what=None)
+            _, history = train_lenet(data, this, device)
             score, diverged = history.epoch_rows[-1]["val_accuracy"], False
         except TrainingDiverged:
-            score, diverged = 1 / (int(train.labels.max()) + 1), True
+            score, diverged = 1 / len(data.classes), True
         rows.append((name, lr, seed, score, diverged))
     return pd.DataFrame(rows, columns=["optimizer", "lr", "seed", "score", "diverged"])
 
@@ -80,31 +70,25 @@ def best_rates(table: pd.DataFrame) -> pd.Series:
 
 
 def final_runs(
-    train: Batches, val: Batches, test: Batches, rates: pd.Series, seeds: Sequence[int], epochs: int
+    data: ImageData, training: Training, device: torch.device, rates: pd.Series, seeds: Sequence
 ) -> pd.DataFrame:
-    """Train each optimizer at its own rate with fresh seeds, then read the test set once a run.
+    """Train LeNet with each optimizer at its own rate, then read the test set once a run.
 
     Returns:
         one row a run: `optimizer`, `lr`, `seed`, `val_accuracy`, `test_accuracy`, `correct`, `n`,
         `seconds` of training.
     """
     rows, plan = [], [(name, lr, seed) for name, lr in rates.items() for seed in seeds]
+    test = data.batches("test", 1000, device=device)
     for name, lr, seed in each(plan, "final runs", "run"):
-        rows.append({"optimizer": name, "lr": lr, "seed": seed})
-        rows[-1] |= _final(train, val, test, name, lr, seed, epochs)
+        this = replace(training, optimizer=name, lr=lr, seed=seed)
+        model, history = train_lenet(data, this, device)
+        score = evaluate(model, test, precision=training.precision)
+        row = {"optimizer": name, "lr": lr, "seed": seed, "seconds": history.seconds}
+        row["val_accuracy"] = history.epoch_rows[-1]["val_accuracy"]
+        row |= {"test_accuracy": score.accuracy, "correct": score.correct, "n": score.n}
+        rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _final(train, val, test, name, lr, seed, epochs) -> dict:
-    model, history = train_lenet(train, val, name, lr, seed, epochs=epochs, what=None)
-    score = evaluate(model, test, precision="fp32")
-    return {
-        "val_accuracy": history.epoch_rows[-1]["val_accuracy"],
-        "test_accuracy": score.accuracy,
-        "correct": score.correct,
-        "n": score.n,
-        "seconds": history.seconds,
-    }
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
@@ -141,30 +125,27 @@ def ravine(x: Tensor, y: Tensor, angle: float = 0.0) -> Tensor:
     return 0.5 * (along**2 + 100 * across**2)
 
 
-def path(
-    name: str, lr: float, *, angle: float = 0.0, steps: int = 60, momentum: float = MOMENTUM
-) -> np.ndarray:
+def path(name: str, lr: float, *, angle: float = 0.0, momentum: float = MOMENTUM) -> np.ndarray:
     """Let an optimizer walk down the ravine, from 4 along and 0.5 across.
 
     Args:
-        name: key of `OPTIMIZERS`, not "Muon", which is made for matrices.
+        name: key of `cvlab.train.OPTIMIZERS`, not "Muon", which is made for matrices.
         lr: learning rate, > 0.
         angle: degrees by which ravine and start are turned.
-        steps: how many.
         momentum: replaces 0.9 for "momentum" and "Nesterov".
 
     Returns:
-        float [steps + 1, 2], the points visited; NaN after the walk has left for infinity.
+        float [STEPS + 1, 2], the points visited; NaN after the walk has left for infinity.
     """
     turn = math.radians(angle)
     start = [-4 * math.cos(turn) - 0.5 * math.sin(turn), 0.5 * math.cos(turn) - 4 * math.sin(turn)]
     point = nn.Parameter(torch.tensor(start, dtype=torch.float64))
-    optimizer = make_optimizer(name, [point], lr)
+    optimizer = Training(optimizer=name, lr=lr).make_optimizer([point])
     for group in optimizer.param_groups:
         if group.get("momentum"):
             group["momentum"], group["nesterov"] = momentum, group["nesterov"] and momentum > 0
     points = [point.detach().clone()]
-    for _ in range(steps):
+    for _ in range(STEPS):
         optimizer.zero_grad()
         ravine(*point, angle).backward()
         optimizer.step()
@@ -174,10 +155,10 @@ def path(
     return walked
 
 
-def best_rate(name: str, *, angle: float = 0.0, steps: int = 60) -> float:
+def best_rate(name: str) -> float:
     """The rate of 25 between 0.001 and 10 whose walk ends nearest to the ravine's minimum."""
     rates = np.geomspace(1e-3, 10, 25)
-    ends = [np.hypot(*path(name, lr, angle=angle, steps=steps)[-1]) for lr in rates]
+    ends = [np.hypot(*path(name, lr)[-1]) for lr in rates]
     return float(rates[np.nanargmin(ends)])
 
 
@@ -195,28 +176,20 @@ def cost(model: nn.Module, names: Iterable[str], *, rounds: int = 30) -> pd.Data
     Returns:
         one row an optimizer: `ms` a step (median), `p10`, `p90`, `bytes_per_weight`.
     """
-    import copy
-
-    from cvlab.bench import compare
-
-    steps, optimizers = {}, {}
+    optimizers = {}
     for name in names:
         params = list(copy.deepcopy(model).parameters())
         for p in params:
             p.grad = torch.randn_like(p)
-        optimizers[name] = make_optimizer(name, params, lr=1e-6)
-        steps[name] = optimizers[name].step
-    table = compare(steps, rounds=rounds)
+        optimizers[name] = Training(optimizer=name, lr=1e-6).make_optimizer(params)
+    table = compare({name: one.step for name, one in optimizers.items()}, rounds=rounds)
     weights = sum(p.numel() for p in model.parameters())
     table["bytes_per_weight"] = [state_bytes(optimizers[n]) / weights for n in table.index]
     return table
 
 
-def plot_rates(table: pd.DataFrame, title: str, ylabel: str, chance: float) -> Figure:
-    """Small multiples, one optimizer each: score over learning rate, band = all seeds.
-
-    `table` has columns optimizer, lr, score (one row a seed); a diverged run counts as chance.
-    """
+def plot_rates(table: pd.DataFrame, title: str, chance: float) -> Figure:
+    """Small multiples of a `sweep`, one optimizer each: score over learning rate, band = seeds."""
     names = list(dict.fromkeys(table["optimizer"]))
     rows = -(-len(names) // 4)
     figure, axes = canvas(title, 4, rows, size=(9, 2.2 * rows + 0.9), sharex=True, sharey=True)
@@ -235,7 +208,7 @@ def plot_rates(table: pd.DataFrame, title: str, ylabel: str, chance: float) -> F
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     for axis in axes.reshape(-1, 4)[:, 0]:
-        axis.set_ylabel(ylabel)
+        axis.set_ylabel("validation accuracy")
         axis.yaxis.set_major_formatter(PERCENT)
     footnote(figure, "Learning rate (log scale). Band: lowest to highest seed. Dotted: guessing.")
     return figure
@@ -248,19 +221,20 @@ def plot_losses(histories: Mapping, title: str = "Mean training loss of each epo
     return curves(series, title, "epoch", "mean training loss (cross-entropy)")
 
 
-def plot_ravine(walks: Sequence[dict], surface: Callable, title: str, columns: int = 4) -> Figure:
-    """Walks over the contours of `surface(x, y, angle)`, one panel each.
+def plot_ravine(walks: Sequence[dict], title: str) -> Figure:
+    """Walks over the contours of the ravine, one panel each.
 
-    A walk is a dict: `name`, `angle` in degrees, `points` float [steps + 1, 2].
+    A walk is a dict: `name`, `angle` in degrees, and `points`, see `path`.
     """
-    columns = min(columns, len(walks))
+    columns = min(4, len(walks))
     rows = -(-len(walks) // columns)
     size = (2.25 * columns + 0.3, 2.4 * rows + 0.5)
     figure, axes = canvas(title, columns, rows, size=size, squeeze=False, sharex=True, sharey=True)
     x, y = np.meshgrid(*[np.linspace(-4.6, 4.6, 160)] * 2)
-    levels, thin = np.geomspace(0.3, 900, 8), {"colors": "#BBBBBB", "linewidths": 0.7}
+    levels = np.geomspace(0.3, 900, 8)
     for axis, walk in zip(axes.flat, walks, strict=True):
-        axis.contour(x, y, surface(x, y, walk["angle"]), levels=levels, **thin)
+        height = ravine(x, y, walk["angle"])
+        axis.contour(x, y, height, levels=levels, colors="#BBBBBB", linewidths=0.7)
         axis.plot(*walk["points"].T, "-o", color=COLOURS[0], markersize=2.5, linewidth=1)
         axis.plot(0, 0, "*", color=COLOURS[1], markersize=9)
         axis.set_title(walk["name"], fontsize=9, loc="left")
@@ -268,8 +242,9 @@ def plot_ravine(walks: Sequence[dict], surface: Callable, title: str, columns: i
     return figure
 
 
-def explore(names: Sequence[str] = ("momentum", "Nesterov", "SGD", "Adagrad", "Adam")):
+def explore() -> widgets.Widget:
     """Choose an optimizer, its rate and its momentum; see where 60 steps lead on the ravine."""
+    names = ["momentum", "Nesterov", "SGD", "Adagrad", "Adam"]
     name = widgets.Dropdown(options=names, description="optimizer")
     rate = widgets.FloatLogSlider(
         value=0.03, min=-3, max=0.5, step=0.05, description="rate", continuous_update=False
@@ -277,19 +252,15 @@ def explore(names: Sequence[str] = ("momentum", "Nesterov", "SGD", "Adagrad", "A
     momentum = widgets.FloatSlider(
         value=0.9, min=0, max=0.99, step=0.01, description="momentum", continuous_update=False
     )
-
-    angle = widgets.IntSlider(
-        min=0, max=45, step=5, description="turned by", continuous_update=False
-    )
+    angle = widgets.IntSlider(max=45, step=5, description="turned by", continuous_update=False)
 
     def draw(name: str, rate: float, momentum: float, angle: int):
         points = path(name, rate, momentum=momentum, angle=angle)
         distance = np.hypot(*points[-1])
         end = "left for infinity" if np.isnan(distance) else f"{distance:.2g} from the minimum"
         walk = {"name": f"rate {rate:.3g}", "angle": angle, "points": points}
-        figure = plot_ravine([walk], ravine, f"{name}: after 60 steps {end}")
+        figure = plot_ravine([walk], f"{name}: after 60 steps {end}")
         figure.set_size_inches(5, 4.6)
         return figure
 
-    controls = {"name": name, "rate": rate, "momentum": momentum, "angle": angle}
-    return interactive(draw, controls)
+    return interactive(draw, {"name": name, "rate": rate, "momentum": momentum, "angle": angle})

@@ -18,18 +18,12 @@ from cvlab.metrics import over_seeds, score
 from cvlab.models import POOLINGS, PoolingNet, summary
 from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, _shares, canvas, footnote
 from cvlab.show import interactive
-from cvlab.train import History, autocast, choose_precision, evaluate, fit, predict
+from cvlab.train import History, Training, autocast, choose_precision, evaluate, fit, predict
 
 Runs = Mapping[tuple[str, int], tuple[PoolingNet, History]]  # (pooling, seed) -> what came of it
-
-
 EVAL_BATCH = 250
-
-
-DISTANCES = (1, 2, 3, 4)
-
-
 MEMORY_BATCH = 128
+DISTANCES = (1, 2, 3, 4)
 
 
 def zone_plate(size: int = 128) -> Tensor:
@@ -52,14 +46,8 @@ def halve(image: Tensor, pooling: str) -> Tensor:
 def train(
     data: ImageData,
     pooling: str,
-    seed: int,
-    *,
-    augment: bool,
-    epochs: int,
-    batch_size: int,
     width: int,
-    lr: float = 0.01,
-    patience: int | None = None,
+    training: Training,
     device: str | torch.device = "cpu",
     watch: Callable | None = None,
 ) -> tuple[PoolingNet, History]:
@@ -68,38 +56,23 @@ def train(
     Args:
         data: images and classes.
         pooling: a name in `cvlab.models.POOLINGS`.
-        seed: of the weights, the order of images and their augmentation.
-        augment: crop and flip the training images at random, or take them as they are.
-        epochs: passes over the training images.
-        batch_size: images a step.
         width: channels of the first stage.
-        lr: peak of the one-cycle schedule.
-        patience: epochs without a better validation accuracy before it stops early.
+        training: how; its seed is that of the weights too.
         device: to train on.
-        watch: as of `fit`.
+        watch: see `fit`.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(training.seed)
     model = PoolingNet(len(data.classes), pooling, width)
-    train = data.batches("train", batch_size, augment=augment, seed=seed, device=device)
-    val = data.batches("val", EVAL_BATCH, device=device)
-    how = {"weight_decay": 5e-4, "schedule": "one-cycle", "what": None}
-    return model, fit(
-        model, train, val, epochs=epochs, lr=lr, patience=patience, watch=watch, **how
-    )
+    return model, fit(model, data, training, device=device, watch=watch, what=None)
 
 
 def judge(runs: Runs, data: ImageData, device: str | torch.device = "cpu") -> pd.DataFrame:
     """What training made of each network, seen on training and validation images as they are.
 
-    Args:
-        runs: (pooling, seed) -> (network, history).
-        data: their images.
-        device: to compute on.
-
     Returns:
         one row a run: `pooling`, `seed`, `train_accuracy`, `val_accuracy`, `overfit_gap` (their
         difference), all fractions, `seconds` of training, and `shift_1` to `shift_4`, see
-        `shift_consistency`, on the validation images.
+        `shift_consistency`.
     """
     rows = []
     for (pooling, seed), (model, history) in runs.items():
@@ -107,19 +80,15 @@ def judge(runs: Runs, data: ImageData, device: str | torch.device = "cpu") -> pd
         new = evaluate(model, data.batches("val", EVAL_BATCH, device=device)).accuracy
         row = {"pooling": pooling, "seed": seed, "train_accuracy": seen, "val_accuracy": new}
         row |= {"overfit_gap": seen - new, "seconds": history.seconds}
-        same = shift_consistency(model, data.val, data, DISTANCES, device)
+        same = shift_consistency(model, data, DISTANCES, device)
         rows.append(row | {f"shift_{distance}": share for distance, share in same.items()})
     return pd.DataFrame(rows)
 
 
 def shift_consistency(
-    model: torch.nn.Module,
-    split: Split,
-    data: ImageData,
-    distances: Sequence[int],
-    device: str | torch.device = "cpu",
+    model: torch.nn.Module, data: ImageData, distances: Sequence[int], device="cpu"
 ) -> dict[int, float]:
-    """Share of images that keep their predicted class, right or wrong, when they move.
+    """Share of validation images that keep their predicted class, right or wrong, when they move.
 
     For each distance, in pixels, moved to the left, right, up and down; the mean of the four.
     Measure and name as in Zhang, "Making convolutional networks shift-invariant again", 2019.
@@ -128,10 +97,10 @@ def shift_consistency(
     def answers(images: Split) -> Tensor:
         return predict(model, data.batches(images, EVAL_BATCH, device=device))[0].argmax(1)
 
-    still, shares = answers(split), {}
+    still, shares = answers(data.val), {}
     for far in distances:
         moves = ((far, 0), (-far, 0), (0, far), (0, -far))
-        same = [(answers(split.shifted(*move)) == still).float().mean().item() for move in moves]
+        same = [(answers(data.val.shifted(*move)) == still).float().mean().item() for move in moves]
         shares[far] = float(np.mean(same))
     return shares
 
@@ -215,15 +184,14 @@ def plot_shift_curves(panels: Mapping[str, pd.DataFrame], title: str) -> Figure:
     """Consistency over distance, one panel each: columns `pooling`, `shift_1` to `shift_4`."""
     figure, axes = canvas(title, len(panels), size=(8, 3.6), sharey=True, squeeze=False)
     for axis, (name, table) in zip(axes[0], panels.items(), strict=True):
-        columns = [column for column in table if column.startswith("shift_")]
-        distances = [int(column.removeprefix("shift_")) for column in columns]
+        columns = [f"shift_{distance}" for distance in DISTANCES]
         for i, (pooling, rows) in enumerate(table.groupby("pooling", sort=False)):
             middle, low, high = rows[columns].mean(), rows[columns].min(), rows[columns].max()
-            look = {"color": COLOURS[i], "marker": MARKERS[i], "label": pooling, "markersize": 4}
-            axis.plot(distances, middle, STYLES[i % 4], **look)
-            axis.fill_between(distances, low, high, color=COLOURS[i], alpha=0.15, lw=0)
+            line = f"{MARKERS[i]}{STYLES[i % 4]}"
+            axis.plot(DISTANCES, middle, line, color=COLOURS[i], markersize=4, label=pooling)
+            axis.fill_between(DISTANCES, low, high, color=COLOURS[i], alpha=0.15, lw=0)
         axis.set_title(name, loc="left", fontsize=9.5)
-        axis.set(xlabel="the image moves by, pixels", xticks=distances)
+        axis.set(xlabel="the image moves by, pixels", xticks=DISTANCES)
         axis.yaxis.set_major_formatter(PERCENT)
     axes[0, 0].set_ylabel("images that keep their class")
     axes[0, 0].legend(frameon=False)
@@ -244,9 +212,7 @@ def plot_answers(picture: np.ndarray, probabilities: pd.DataFrame, title: str) -
     return figure
 
 
-def explore(
-    models: Mapping[str, torch.nn.Module], data: ImageData, first: int = 0
-) -> widgets.Widget:
+def explore(models: Mapping[str, torch.nn.Module], data: ImageData, first: int) -> widgets.Widget:
     """Pick a validation image, move it by pixels, see what each model makes of it."""
     image = widgets.BoundedIntText(value=first, max=len(data.val) - 1, description="image")
     sliders = {

@@ -7,6 +7,7 @@ after it find the network that this one trained, or train the same themselves: `
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,18 +20,21 @@ from cvlab.data import ImageData, load
 from cvlab.paths import project_root
 from cvlab.profiles import profiles
 from cvlab.run import Run
-from cvlab.train import History, fit, predict
+from cvlab.train import History, Training, fit, predict
 
 NOTEBOOK = "03_pretrained_zoo"
-
-
 RECIPE = ("model", "size", "head_images", "frozen_layers")
-
-
 RECIPE += ("epochs", "parts", "patience", "batch_size", "lr")
-
-
 EVAL_BATCH = 25  # larger ones leave the cache of a CPU
+TRAINING = Training(
+    optimizer="AdamW",
+    lr=1e-3,
+    weight_decay=0.05,
+    schedule="one-cycle",
+    label_smoothing=0.1,
+    precision="fp32",  # bf16 makes the backward pass of depthwise convolutions slower on a CPU
+    batch_size=64,
+)
 
 
 def head_of(net: nn.Module) -> tuple[str, nn.Linear]:
@@ -47,30 +51,23 @@ def head_of(net: nn.Module) -> tuple[str, nn.Linear]:
 
 def features(net: nn.Module, batches) -> tuple[Tensor, Tensor]:
     """What the head is given for each image: float32 [N, features], with labels int64 [N]."""
+    _, head = head_of(net)
     seen = []
-    hook = head_of(net)[1].register_forward_pre_hook(lambda _, given: seen.append(given[0].float()))
-    try:
+    with head.register_forward_pre_hook(lambda _, given: seen.append(given[0].float())):
         _, labels = predict(net, batches)
-    finally:
-        hook.remove()
     return torch.cat(seen).cpu(), labels
 
 
-def fit_head(seen: Tensor, labels: Tensor, classes: int, *, steps: int = 300, seed: int = 0):
-    """A new head, `nn.Linear`, trained on cached features: takes seconds.
+def fit_head(seen: Tensor, labels: Tensor, classes: int, seed: int) -> nn.Linear:
+    """A new head, trained on what `features` gives, which takes seconds.
 
-    Args:
-        seen: float32 [N, features], of `features`.
-        labels: int64 [N].
-        classes: logits to give.
-        steps: of AdamW, on 512 random rows each, the rate falling from 0.01 to 0.
-        seed: of weights and rows.
+    300 steps of AdamW, on 512 random rows each, the rate falling from 0.01 to 0.
     """
     torch.manual_seed(seed)
     head = nn.Linear(seen.shape[1], classes)
     optimizer = torch.optim.AdamW(head.parameters(), lr=0.01)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / steps)
+    for step in range(300):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / 300)
         rows = torch.randint(len(seen), (512,))
         optimizer.zero_grad()
         F.cross_entropy(head(seen[rows]), labels[rows]).backward()
@@ -99,18 +96,18 @@ def freeze(net: nn.Module, layers: int) -> None:
             parameter.requires_grad_(False)
 
 
-def with_new_head(data: ImageData, recipe: SimpleNamespace, run: Run, **weights) -> nn.Module:
+def with_new_head(data: ImageData, recipe: SimpleNamespace, run: Run) -> nn.Module:
     """A pretrained network whose new head is trained on features of `head_images` images.
 
     Args:
         data: as the network sees it, see `cvlab.zoo.as_seen_by`.
-        recipe: with the names in `RECIPE`.
+        recipe: the names in `RECIPE`, and `download`, "yes" or "no", as in profiles.toml.
         run: its seed and device.
-        weights: `allow_download`, see `cvlab.zoo.pretrained`.
     """
-    net = zoo.pretrained(recipe.model, run.data, **weights).to(run.device)
+    net = zoo.pretrained(recipe.model, run.data, allow_download=recipe.download == "yes")
+    net.to(run.device)
     some = data.batches(data.train.take(recipe.head_images), EVAL_BATCH, device=run.device)
-    head = fit_head(*features(net, some), len(data.classes), seed=run.seed)
+    head = fit_head(*features(net, some), len(data.classes), run.seed)
     replace_head(net, head.to(run.device))
     return net
 
@@ -126,26 +123,24 @@ def train(
 ) -> History:
     """Fine-tune `net` in place with a low rate, its first layers frozen.
 
-    AdamW, one-cycle, crops and mirror images, label smoothing 0.1; the weights of the best epoch
-    are kept. On a CPU in fp32: bf16 makes the backward pass of depthwise convolutions slower.
-
-    Args:
-        net: of `with_new_head`.
-        data: as the network sees it.
-        recipe: with the names in `RECIPE`.
-        run: its seed and device.
-        checkpoint: to store every epoch in and to go on from, see `cvlab.train.fit`.
-        watch: as of `fit`.
+    `TRAINING` is AdamW, one-cycle, crops and mirror images, label smoothing 0.1. Arguments as of
+    `with_new_head`, which made `net`, and of `cvlab.train.fit`.
     """
     freeze(net, recipe.frozen_layers)
-    batches = {"seed": run.seed, "device": run.device, "parts": recipe.parts}
-    train = data.batches("train", recipe.batch_size, **batches)
-    val = data.batches("val", EVAL_BATCH, device=run.device)
-    how = {"optimizer": "AdamW", "weight_decay": 0.05, "schedule": "one-cycle"}
-    how |= {"label_smoothing": 0.1, "precision": "fp32" if run.device.type == "cpu" else "auto"}
-    limits = {"epochs": recipe.epochs, "patience": recipe.patience, "lr": recipe.lr}
+    training = replace(
+        TRAINING,
+        lr=recipe.lr,
+        precision="fp32" if run.device.type == "cpu" else "auto",
+        epochs=recipe.epochs,
+        patience=recipe.patience,
+        batch_size=recipe.batch_size,
+        parts=recipe.parts,
+        seed=run.seed,
+    )
     what = f"fine-tuning {recipe.model}"
-    return fit(net, train, val, **limits, **how, checkpoint=checkpoint, watch=watch, what=what)
+    return fit(
+        net, data, training, device=run.device, checkpoint=checkpoint, watch=watch, what=what
+    )
 
 
 def model_file(recipe: SimpleNamespace, run: Run) -> Path:
@@ -159,22 +154,22 @@ def model_file(recipe: SimpleNamespace, run: Run) -> Path:
 def get_or_train(run: Run) -> store.Stored:
     """The network that `03_pretrained_zoo` fine-tunes in this profile, from disk or trained now.
 
-    Args:
-        run: its profile and seed choose the network; it has loaded CIFAR-10 (or its stand-in).
+    `run`, whose profile and seed choose it, has loaded CIFAR-10 (or its stand-in).
 
     Raises:
         cvlab.zoo.WeightsError: there are no pretrained weights to begin with.
         cvlab.train.CheckpointError: a file is damaged; the message names it.
     """
-    recipe = SimpleNamespace(**profiles()[NOTEBOOK][run.profile])
+    knobs = profiles()[NOTEBOOK][run.profile]
+    recipe = SimpleNamespace(**knobs)
     path = model_file(recipe, run)
     if not path.is_file():
         print(f"{NOTEBOOK} has not been run with this profile and seed: {path.name} is trained")
         print("now. The bar shows the time left; a stopped training goes on where it was.")
-        parts = {part: getattr(recipe, part, None) for part in ("n_train", "n_val")}
-        data = load("cifar10", run.data, **parts)
+        n_train, n_val = knobs.get("n_train"), knobs.get("n_val")
+        data = load("cifar10", run.data, n_train=n_train, n_val=n_val)
         data = zoo.as_seen_by(zoo.card(recipe.model), data, recipe.size)
-        net = with_new_head(data, recipe, run, allow_download=recipe.download == "yes")
+        net = with_new_head(data, recipe, run)
         train(net, data, recipe, run, checkpoint=path.with_suffix(".checkpoint"))
         store.save(net, path, data)
     return store.load(path)

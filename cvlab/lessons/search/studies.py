@@ -17,19 +17,12 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
-SAMPLERS = {
-    "random": optuna.samplers.RandomSampler,
-    "TPE": optuna.samplers.TPESampler,
-}
-
-
+SAMPLERS = {"random": optuna.samplers.RandomSampler, "TPE": optuna.samplers.TPESampler}
 PRUNERS = {
     "none": optuna.pruners.NopPruner,
     "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(1, 2),
     "median": optuna.pruners.MedianPruner,
 }
-
-
 HEARTBEAT = 30  # seconds between a database worker's signs of life
 
 
@@ -116,11 +109,11 @@ def new_study(
     seed: int | None = 0,
     directions: tuple[str, ...] = ("maximize",),
 ) -> optuna.Study:
-    """Make a study, or open the one of this name in `storage`.
+    """Make a study, or open the one of this name in `storage`, see `open_storage`.
 
     Args:
-        name: of the study.
-        storage: see `open_storage`.
+        name: unique in its storage.
+        storage: None keeps it in memory.
         sampler: a key of `SAMPLERS`.
         pruner: a key of `PRUNERS`.
         seed: of the sampler; a reopened study goes on with other draws. None, for workers that

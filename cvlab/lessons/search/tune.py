@@ -1,4 +1,7 @@
-"""Searching hyperparameters with Optuna: search spaces, one objective, what a study has found."""
+"""Searching hyperparameters with Optuna: search spaces, one objective, what a study has found.
+
+A search space takes a trial and a number of classes, gives a network and how to train it.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,81 +11,71 @@ from typing import Any
 import optuna
 import pandas as pd
 import torch
-from optuna.trial import BaseTrial, FixedTrial, TrialState
+from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
 from torch import nn
 
 from cvlab import zoo
-from cvlab.data import ImageData, Split
+from cvlab.data import ImageData
 from cvlab.lessons.pretrained import finetune
 from cvlab.lessons.search.studies import StudyError, claim, me, new_study, requeue_dead
 from cvlab.models import NORMS, FlatCNN, SmallCNN, TunableCNN, summary
 from cvlab.show import each, progress
-from cvlab.train import History, TrainingDiverged, evaluate, fit
-
-EVAL_BATCH = 250
-
+from cvlab.train import History, Training, TrainingDiverged, evaluate, fit
 
 ONE_BATCH = 32  # images that the reports' scores came from
 
 
-def reports_space(trial: BaseTrial, classes: int) -> tuple[nn.Module, dict]:
-    """What three reports searched, after Optuna's PyTorch example: (network, recipe)."""
+def reports_space(trial: BaseTrial, classes: int) -> tuple[nn.Module, Training]:
+    """What three reports searched, after Optuna's PyTorch example."""
     layers = range(trial.suggest_int("n_layers", 1, 3))
     units = [trial.suggest_int(f"n_units_l{i}", 4, 128, log=True) for i in layers]
     dropouts = [trial.suggest_float(f"dropout_l{i}", 0.2, 0.5) for i in layers]
     kernel_size = trial.suggest_int("kernel_size", 3, 7, step=2)
-    return FlatCNN(classes, kernel_size, units, dropouts), {
-        "optimizer": trial.suggest_categorical("optimizer", ["Adam", "RMSprop", "SGD"]),
-        "lr": trial.suggest_float("lr", 1e-5, 1e-1, log=True),
-        "batch_size": 64,
-        "augment": False,
-    }
+    return FlatCNN(classes, kernel_size, units, dropouts), Training(
+        optimizer=trial.suggest_categorical("optimizer", ["Adam", "RMSprop", "SGD"]),
+        lr=trial.suggest_float("lr", 1e-5, 1e-1, log=True),
+        batch_size=64,
+        augment=False,
+    )
 
 
-def better_space(trial: BaseTrial, classes: int) -> tuple[nn.Module, dict]:
-    """Convolutions, as many and as wide as pays, and how to train them: (network, recipe)."""
+def better_space(trial: BaseTrial, classes: int) -> tuple[nn.Module, Training]:
+    """Convolutions, as many and as wide as pays, and how to train them."""
     width = trial.suggest_int("width", 8, 24, step=8)
     depth = trial.suggest_int("depth", 1, 3)
     pooling = trial.suggest_categorical("pooling", ["stride", "max", "avg"])
     norm = trial.suggest_categorical("norm", list(NORMS))
-    return TunableCNN(classes, width, depth, pooling, norm), {
-        "optimizer": trial.suggest_categorical("optimizer", ["Nesterov", "AdamW"]),
-        "lr": trial.suggest_float("lr", 1e-3, 0.3, log=True),
-        "weight_decay": trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True),
-        "schedule": trial.suggest_categorical("schedule", ["constant", "one-cycle"]),
-        "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
-        "augment": trial.suggest_categorical("augment", [False, True]),
-    }
+    return TunableCNN(classes, width, depth, pooling, norm), Training(
+        optimizer=trial.suggest_categorical("optimizer", ["Nesterov", "AdamW"]),
+        lr=trial.suggest_float("lr", 1e-3, 0.3, log=True),
+        weight_decay=trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True),
+        schedule=trial.suggest_categorical("schedule", ["constant", "one-cycle"]),
+        batch_size=trial.suggest_categorical("batch_size", [64, 128, 256]),
+        augment=trial.suggest_categorical("augment", [False, True]),
+    )
 
 
-def two_knobs(trial: BaseTrial, classes: int) -> tuple[nn.Module, dict]:
+def two_knobs(trial: BaseTrial, classes: int) -> tuple[nn.Module, Training]:
     """`SmallCNN` and how it learns: the peak of the rate, and the pull on its weights."""
-    return SmallCNN(classes), {
-        "optimizer": "Nesterov",
-        "lr": trial.suggest_float("lr", 0.01, 1.0, log=True),
-        "weight_decay": trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True),
-        "label_smoothing": 0.1,
-        "schedule": "one-cycle",
-        "batch_size": 128,
-        "augment": True,
-    }
+    return SmallCNN(classes), Training(
+        optimizer="Nesterov",
+        lr=trial.suggest_float("lr", 0.01, 1.0, log=True),
+        weight_decay=trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True),
+        label_smoothing=0.1,
+        schedule="one-cycle",
+    )
 
 
-def two_knobs_pretrained(trial: BaseTrial, classes: int) -> tuple[nn.Module, dict]:
+def two_knobs_pretrained(trial: BaseTrial, classes: int) -> tuple[nn.Module, Training]:
     """EfficientNet-Lite0 with a new head, its first layers as ImageNet left them; both knobs."""
     net = zoo.pretrained("tf_efficientnet_lite0")
     finetune.replace_head(net, nn.Linear(finetune.head_of(net)[1].in_features, classes))
     finetune.freeze(net, 15)
-    return net, {
-        "optimizer": "AdamW",
-        "lr": trial.suggest_float("lr", 1e-4, 1e-2, log=True),
-        "weight_decay": trial.suggest_float("weight_decay", 1e-3, 0.3, log=True),
-        "label_smoothing": 0.1,
-        "schedule": "one-cycle",
-        "batch_size": 64,
-        "augment": True,
-        "precision": "fp32",  # on a CPU bf16 makes the backward pass of its layers slower
-    }
+    return net, replace(
+        finetune.TRAINING,
+        lr=trial.suggest_float("lr", 1e-4, 1e-2, log=True),
+        weight_decay=trial.suggest_float("weight_decay", 1e-3, 0.3, log=True),
+    )
 
 
 KNOWN = {  # a point of the better space: what 01_optimizers and 02_pooling have taught
@@ -97,16 +90,12 @@ KNOWN = {  # a point of the better space: what 01_optimizers and 02_pooling have
     "batch_size": 128,
     "augment": False,
 }
-
-
 SPACES = {
     "reports": reports_space,
     "better": better_space,
     "SmallCNN": two_knobs,
     "tf_efficientnet_lite0": two_knobs_pretrained,
 }
-
-
 KNOWN_KNOBS = {  # what earlier notebooks ended with, to be beaten
     "SmallCNN": {"lr": 0.15, "weight_decay": 5e-4},
     "tf_efficientnet_lite0": {"lr": 1e-3, "weight_decay": 0.05},
@@ -153,65 +142,32 @@ class Objective:
         """
         trial.set_user_attr("process", me())
         torch.manual_seed(self.seed)
-        model, recipe = SPACES[self.space](trial, len(self.data.classes))
-        side = self.data.size or self.data.val.images.shape[-1]
+        model, training = SPACES[self.space](trial, len(self.data.classes))
+        training = replace(training, epochs=self.epochs, parts=self.parts, seed=self.seed)
+        data = self.data.take(n_train=self.images, n_val=self.val_images)
+        side = data.size or data.val.images.shape[-1]
         trial.set_user_attr("MACs", int(summary(model, (3, side, side))["MACs"].sum()))
-        val, began = self.data.val.take(self.val_images), time.perf_counter()
+        began = time.perf_counter()
 
         def watch(history: History, optimizer) -> None:
+            if not self.prune or self.by_one_batch:
+                return
             epoch = len(history.epoch_rows)
             trial.report(history.epoch_rows[-1]["val_accuracy"], epoch)
             if epoch < self.epochs and trial.should_prune():
                 raise optuna.TrialPruned
 
-        how = {"watch": watch if self.prune and not self.by_one_batch else None, "what": None}
-        how["parts"] = self.parts
-        budget = (self.data.train.take(self.images), val, self.epochs, self.seed, self.device)
         try:
-            history = train(model, recipe, self.data, *budget, **how)
+            history = fit(model, data, training, device=self.device, watch=watch, what=None)
             accuracy = history.epoch_rows[-1]["val_accuracy"]
         except TrainingDiverged:
-            accuracy = 1 / len(self.data.classes)
+            accuracy = 1 / len(data.classes)
         finally:
             trial.set_user_attr("seconds", time.perf_counter() - began)
-        few = self.data.batches(val.select(range(ONE_BATCH)), ONE_BATCH, device=self.device)
+        few = data.batches(data.val.select(range(ONE_BATCH)), ONE_BATCH, device=self.device)
         trial.set_user_attr("val_accuracy", accuracy)
         trial.set_user_attr("one_batch", evaluate(model, few).accuracy)
         return trial.user_attrs["one_batch"] if self.by_one_batch else accuracy
-
-
-def train(
-    model: nn.Module,
-    recipe: Mapping[str, Any],
-    data: ImageData,
-    images: Split,
-    val: Split,
-    epochs: int,
-    seed: int,
-    device: str | torch.device = "cpu",
-    parts: int = 1,
-    **options,
-) -> History:
-    """Train `model` in place by a `recipe` that a search space gave, judged on `val`.
-
-    Args:
-        model: made by the space, on a seed of the caller's.
-        recipe: `batch_size`, `augment`, and what `fit` takes.
-        data: classes and normalisation.
-        images: to train on.
-        val: to judge on after every epoch.
-        epochs: how many, each a part of a pass over `images`.
-        seed: of the order of images and their augmentation.
-        device: to train on.
-        parts: of a pass.
-        options: more for `fit`.
-    """
-    how = dict(recipe)
-    feed = {"batch_size": how.pop("batch_size"), "augment": how.pop("augment")}
-    feed |= {"seed": seed, "device": device, "parts": parts}
-    batches = data.batches(images, shuffle=True, **feed)
-    judge = data.batches(val, EVAL_BATCH, device=device)
-    return fit(model, batches, judge, epochs=epochs, **how, **options)
 
 
 def search(
@@ -229,7 +185,7 @@ def search(
     interrupt, the same call goes on.
 
     Raises:
-        cvlab.studies.StudyError: the study's trials were measured with another objective, or its
+        StudyError: the study's trials were measured with another objective, or its
             storage fails.
     """
     if trials is None and seconds is None:
@@ -245,7 +201,7 @@ def search(
     began = time.perf_counter()
     with progress(total, what, unit) as bar:
 
-        def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        def tell(study: optuna.Study, trial: FrozenTrial) -> None:
             bar.set_postfix_str(so_far(study), refresh=False)
             gone = int(time.perf_counter() - began) if seconds else bar.n + 1
             bar.update(min(gone, total) - bar.n)
@@ -273,7 +229,7 @@ def so_far(study: optuna.Study) -> str:
     return f"{len(trials)} trials" + ("" if best is None else f", best {best:.1%}")
 
 
-def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+def finished(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that have run to their end or were pruned."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
@@ -283,16 +239,15 @@ def statistics(study: optuna.Study) -> dict[str, Any]:
 
     `seconds` are those of all trainings, `saved` the share of epochs that pruning saved.
     """
-    trials = study.get_trials(deepcopy=False)
-    by_state = {state: [t for t in trials if t.state == state] for state in TrialState}
-    complete, pruned = by_state[TrialState.COMPLETE], by_state[TrialState.PRUNED]
-    epochs = [len(t.intermediate_values) for t in complete + pruned]
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    trials = finished(study)
+    epochs = [len(trial.intermediate_values) for trial in trials]
     return {
-        "finished": len(complete) + len(pruned),
-        "complete": len(complete),
-        "pruned": len(pruned),
-        "failed": len(by_state[TrialState.FAIL]),
-        "seconds": sum(t.user_attrs.get("seconds", 0) for t in complete + pruned),
+        "finished": len(trials),
+        "complete": states.count(TrialState.COMPLETE),
+        "pruned": states.count(TrialState.PRUNED),
+        "failed": states.count(TrialState.FAIL),
+        "seconds": sum(trial.user_attrs.get("seconds", 0) for trial in trials),
         "saved": 1 - sum(epochs) / max(1, len(epochs) * max(epochs, default=0)),
     }
 
@@ -335,8 +290,17 @@ def again(
     return pd.DataFrame(rows, columns=["trial", "searched", "seed", "fresh"])
 
 
+@dataclass(frozen=True)
+class Contestant:
+    """A way to search: keys of `studies.SAMPLERS` and `PRUNERS`, and what Optuna sees."""
+
+    sampler: str = "TPE"
+    pruner: str = "halving"
+    by_one_batch: bool = False
+
+
 def compare(
-    contestants: Mapping[str, Mapping[str, Any]],
+    contestants: Mapping[str, Contestant],
     objective: Objective,
     seeds: Sequence[int],
     *,
@@ -346,11 +310,11 @@ def compare(
     """Search with each contestant from each seed, all for the same time.
 
     Args:
-        contestants: name -> `sampler`, `pruner` (see `studies`), `by_one_batch`.
+        contestants: by name.
         objective: what all of them search.
         seeds: of samplers and trainings.
         trials: at most so many a search.
-        seconds: a search.
+        seconds: at most so long a search.
 
     Returns:
         one row a search: `contestant`, `seed`, `trials`, `pruned`; of the trial that the study
@@ -358,9 +322,9 @@ def compare(
     """
     plan, rows = [(name, seed) for seed in seeds for name in contestants], []
     for name, seed in each(plan, "samplers", "search"):
-        how = dict(contestants[name])
-        judge = replace(objective, seed=seed, by_one_batch=how.pop("by_one_batch", False))
-        study = new_study(f"{name} {seed}", seed=seed, **how)
+        one = contestants[name]
+        judge = replace(objective, seed=seed, by_one_batch=one.by_one_batch)
+        study = new_study(f"{name} {seed}", sampler=one.sampler, pruner=one.pruner, seed=seed)
         search(study, judge, trials=trials, seconds=seconds, what=None)
         counts, best = statistics(study), study.best_trial
         row = {"contestant": name, "seed": seed, "trials": counts["finished"]}
@@ -377,9 +341,7 @@ def first_epoch(study: optuna.Study) -> optuna.Study:
     first = new_study(f"{study.study_name}, first epoch", pruner="none")
     for trial in finished(study):
         if 1 in trial.intermediate_values:
-            known = {"params": trial.params, "distributions": trial.distributions}
-            value = trial.intermediate_values[1]
-            first.add_trial(optuna.trial.create_trial(value=value, **known))
+            first.add_trial(_copy(trial, [trial.intermediate_values[1]]))
     return first
 
 
@@ -396,10 +358,15 @@ def with_costs(known: Sequence[optuna.Study], seed: int) -> optuna.Study:
     both = new_study("accuracy and MACs", seed=seed, directions=("maximize", "minimize"))
     for trial in (trial for study in known for trial in finished(study)):
         if trial.state == TrialState.COMPLETE:
-            values = [trial.value, trial.user_attrs["MACs"]]
-            same = {"params": trial.params, "distributions": trial.distributions}
-            both.add_trial(optuna.trial.create_trial(values=values, **same))
+            both.add_trial(_copy(trial, [trial.value, trial.user_attrs["MACs"]]))
     return both
+
+
+def _copy(trial: FrozenTrial, values: Sequence[float]) -> FrozenTrial:
+    """A complete trial with the same parameters and other values of the objective."""
+    return optuna.trial.create_trial(
+        params=trial.params, distributions=trial.distributions, values=values
+    )
 
 
 def candidates(study: optuna.Study) -> pd.DataFrame:
