@@ -263,6 +263,10 @@ class Batches:
         n = len(self.split) // self.parts
         return n // self.batch_size if self.shuffle else -(-n // self.batch_size)
 
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The first epoch, so that `list(batches)` keeps it."""
+        return self.epoch()
+
     def reseeded(self, seed: int) -> "Batches":
         """The same images in another random order; nothing is copied."""
         other = copy.copy(self)

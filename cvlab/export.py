@@ -65,41 +65,15 @@ def to_onnx(
     """
     device = next(model.parameters()).device
     example = torch.zeros(2, *size, device=device)  # a batch of 1 would be taken for a constant
-    return _export(model, example, path, about or {}, opset)
-
-
-def _save_checked(content: onnx.ModelProto, path: Path) -> None:
-    onnx.checker.check_model(content, full_check=True)  # infers all shapes too
-    onnx.save(content, path)
-
-
-def about(stored: Stored) -> dict[str, str]:
-    """What a user of the exported file must know, as ONNX metadata: text, lists as JSON."""
-    facts = {"classes": stored.classes, "mean": stored.mean, "std": stored.std}
-    facts = {key: json.dumps(value) for key, value in facts.items()}
-    resized = {"size": str(stored.size or SIDE), "interpolation": stored.interpolation}
-    return facts | resized | {"source": f"cvlab, {versions(('torch',))}"}
-
-
-def _export(model: nn.Module, example: Tensor, path: Path, about: Mapping, opset: int | None):
-    """Opset 18 and later comes from torch's exporter, less only from its deprecated predecessor."""
-    how = {"input_names": ["images"], "output_names": ["logits"], "opset_version": opset}
-    if opset is None or opset >= 18:
-        shapes = ({0: torch.export.Dim("batch")},)
-        how |= {"dynamo": True, "dynamic_shapes": shapes, "external_data": False}
-    else:
-        axes = {name: {0: "batch"} for name in ("images", "logits")}
-        how |= {"dynamo": False, "dynamic_axes": axes}
 
     def write(file: Path) -> None:
-        with _no_garbage_collection():
-            torch.onnx.export(model.eval(), (example,), file, verbose=False, **how)
+        _torch_export(model.eval(), example, file, opset)
         content = onnx.load(file)
         found = {one.domain: one.version for one in content.opset_import}[""]
         if opset and found != opset:  # where it cannot convert, the exporter only logs
             raise ExportError(f"opset {opset} cannot be had, the exporter stays at {found}.")
-        onnx.helper.set_model_props(content, dict(about))
-        _save_checked(content, file)
+        onnx.helper.set_model_props(content, dict(about or {}))
+        save_checked(content, file)
 
     was_training = model.training
     try:
@@ -115,6 +89,40 @@ def _export(model: nn.Module, example: Tensor, path: Path, about: Mapping, opset
         model.train(was_training)
 
 
+def _torch_export(model: nn.Module, example: Tensor, file: Path, opset: int | None) -> None:
+    """Opset 18 and later comes from torch's exporter, less only from its deprecated predecessor."""
+    modern = opset is None or opset >= 18
+    batch = {0: torch.export.Dim("batch")} if modern else {0: "batch"}
+    with _no_garbage_collection():
+        torch.onnx.export(
+            model,
+            (example,),
+            file,
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=opset,
+            dynamo=modern,
+            dynamic_shapes=(batch,) if modern else None,
+            dynamic_axes=None if modern else {"images": batch, "logits": batch},
+            external_data=False,
+            verbose=False,
+        )
+
+
+def save_checked(content: onnx.ModelProto, path: Path) -> None:
+    """Write a graph that ONNX's own checker has nothing against."""
+    onnx.checker.check_model(content, full_check=True)  # infers all shapes too
+    onnx.save(content, path)
+
+
+def about(stored: Stored) -> dict[str, str]:
+    """What a user of the exported file must know, as ONNX metadata: text, lists as JSON."""
+    facts = {"classes": stored.classes, "mean": stored.mean, "std": stored.std}
+    facts = {key: json.dumps(value) for key, value in facts.items()}
+    resized = {"size": str(stored.size or SIDE), "interpolation": stored.interpolation}
+    return facts | resized | {"source": f"cvlab, {versions(('torch',))}"}
+
+
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     """The exporter keeps many small objects, and looking through them takes a fifth of its time."""
@@ -125,16 +133,6 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def onnx_logits(path: Path, images: Tensor) -> Tensor:
-    """Logits, float32 [N, classes], that ONNX Runtime computes on the CPU.
-
-    Args:
-        path: an ONNX file with one input and one output.
-        images: normalised float32 [N, 3, H, W].
-    """
-    return torch.from_numpy(runtime.run(runtime.session(path), images.cpu().numpy()))
 
 
 def parity(reference: Tensor, other: Tensor) -> Parity:

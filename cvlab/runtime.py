@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cvlab.bench import Call
 from cvlab.show import progress
 
 LEVELS = {  # how far the graph is rewritten when it is loaded
@@ -26,7 +25,6 @@ LEVELS = {  # how far the graph is rewritten when it is loaded
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,  # fused kernels
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,  # memory layout for this CPU too
 }
-
 
 KINDS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
@@ -75,11 +73,6 @@ def session(
         ) from error
 
 
-def classes(engine: onnxruntime.InferenceSession) -> list[str]:
-    """The names of a model's classes, from its metadata; none where it does not say them."""
-    return json.loads(engine.get_modelmeta().custom_metadata_map.get("classes", "[]"))
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what exporters and quantisers print, log and warn of: deprecations of their own."""
@@ -98,28 +91,80 @@ def has_cuda() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
-def check_input(engine: onnxruntime.InferenceSession, images: np.ndarray) -> None:
-    """Is this an input that the model understands?
+class Model:
+    """An ONNX file, loaded once: what it takes, what it knows of itself, what it says."""
 
-    Raises:
-        ValueError: wrong type, wrong shape, or numbers that are none; says what is expected.
-    """
-    wanted = engine.get_inputs()[0]
-    kind, shape = np.dtype(KINDS[wanted.type]), wanted.shape
-    expected = f"{kind} [{', '.join(map(str, shape))}]"
-    given = f"{images.dtype} {[*images.shape]}"
-    fits = len(shape) == images.ndim and all(
-        isinstance(want, str) or want == have
-        for want, have in zip(shape, images.shape, strict=False)
-    )
-    if images.dtype != kind or not fits or 0 in images.shape:
-        raise ValueError(f"{given} was given; this model takes {expected}.{_advice(images, kind)}")
-    if kind == np.float32 and not np.isfinite(images).all():
-        bad = images.size - np.isfinite(images).sum()
-        raise ValueError(
-            f"{bad:,} of {images.size:,} values are NaN or infinite; the answer would be too. "
-            "Look at the step that made this input."
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        level: str = "all",
+        device: str = "cpu",
+    ):
+        """Load it by `session`, which explains the arguments and what can go wrong."""
+        self.path = Path(path)
+        self.session = session(path, threads=threads, level=level, device=device)
+        self.metadata = self.session.get_modelmeta().custom_metadata_map
+
+    @property
+    def input(self) -> onnxruntime.NodeArg:
+        """The first input: its `name`, `shape` and `type`."""
+        return self.session.get_inputs()[0]
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of its classes; none where its metadata does not say them."""
+        return json.loads(self.metadata.get("classes", "[]"))
+
+    def batch_size(self, wanted: int) -> int:
+        """The batch that it takes: its own where that is fixed, else `wanted`."""
+        first = self.input.shape[:1]
+        return first[0] if first and isinstance(first[0], int) else wanted
+
+    def check(self, images: np.ndarray) -> None:
+        """Is this an input that the model understands?
+
+        Raises:
+            ValueError: wrong type, wrong shape, or numbers that are none; says what is expected.
+        """
+        kind, shape = np.dtype(KINDS[self.input.type]), self.input.shape
+        fits = len(shape) == images.ndim and all(
+            isinstance(want, str) or want == have
+            for want, have in zip(shape, images.shape, strict=False)
         )
+        if images.dtype != kind or not fits or 0 in images.shape:
+            raise ValueError(
+                f"{images.dtype} {[*images.shape]} was given; this model takes {kind} "
+                f"[{', '.join(map(str, shape))}].{_advice(images, kind)}"
+            )
+        if kind == np.float32 and not np.isfinite(images).all():
+            bad = images.size - np.isfinite(images).sum()
+            raise ValueError(
+                f"{bad:,} of {images.size:,} values are NaN or infinite; the answer would be too. "
+                "Look at the step that made this input."
+            )
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """The first output for one batch, checked by `check`."""
+        self.check(images)
+        return self.session.run(None, {self.input.name: images})[0]
+
+    def predict(self, batches, *, what: str | None = None) -> tuple[Tensor, Tensor]:
+        """Logits, float32 [N, classes], and labels, int64 [N]: `cvlab.train.predict` of ONNX.
+
+        Args:
+            batches: a `cvlab.data.Batches`, or a list of (images, labels).
+            what: label of a progress bar; None shows none.
+        """
+        found = []
+        with progress(len(batches), what, "batch") as bar:
+            for images, labels in batches:
+                logits = torch.from_numpy(self.run(images.cpu().numpy()))
+                found.append((logits, labels.cpu()))
+                bar.update()
+        logits, labels = zip(*found, strict=True)
+        return torch.cat(logits), torch.cat(labels)
 
 
 def _advice(images: np.ndarray, kind: np.dtype) -> str:
@@ -132,33 +177,6 @@ def _advice(images: np.ndarray, kind: np.dtype) -> str:
     if images.ndim == 4 and images.shape[-1] == 3 and kind == np.float32:
         return " Channels come before height and width: images.transpose(0, 3, 1, 2)."
     return ""
-
-
-def run(engine: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
-    """The first output for one batch, checked by `check_input`."""
-    check_input(engine, images)
-    return engine.run(None, {engine.get_inputs()[0].name: images})[0]
-
-
-def predict(
-    path: str | Path, batches, *, level: str = "all", what: str | None = None
-) -> tuple[Tensor, Tensor]:
-    """Logits, float32 [N, classes], and labels, int64 [N]: `cvlab.train.predict` of an ONNX file.
-
-    Args:
-        path: an ONNX file that takes normalised float32 [N, 3, H, W].
-        batches: a `cvlab.data.Batches`, or a `cvlab.lessons.int8.ladder.Examples`.
-        level: a key of `LEVELS`.
-        what: label of a progress bar; None shows none.
-    """
-    engine, found = session(path, level=level), []
-    with progress(len(batches), what, "batch") as bar:
-        for images, labels in batches.epoch():
-            logits = torch.from_numpy(run(engine, images.cpu().numpy()))
-            found.append((logits, labels.cpu()))
-            bar.update()
-    logits, labels = zip(*found, strict=True)
-    return torch.cat(logits), torch.cat(labels)
 
 
 def operators(path: Path) -> pd.DataFrame:
@@ -177,27 +195,3 @@ def operators(path: Path) -> pd.DataFrame:
             counts[level] = Counter(node.op_type for node in nodes)
     table = pd.DataFrame(counts).fillna(0).astype(int).rename_axis("operator")
     return table.loc[table.max(axis=1).sort_values(ascending=False, kind="stable").index]
-
-
-def call(model: Path, images: np.ndarray, threads: int, **options) -> Call:
-    """A call of an ONNX file in ONNX Runtime on the CPU; `options` go to `runtime.session`."""
-    engine = session(model, threads=threads, **options)
-    feed = {engine.get_inputs()[0].name: images}
-    check_input(engine, images)
-    return lambda: engine.run(None, feed)
-
-
-def bound_call(model: Path, images: np.ndarray, threads: int, device: str) -> Call:
-    """The same with input and output bound to memory of `device`, so that no call copies them."""
-    engine = session(model, threads=threads, device=device)
-    check_input(engine, images)
-    there = onnxruntime.OrtValue.ortvalue_from_numpy(images, device, 0)
-    binding = engine.io_binding()
-    binding.bind_ortvalue_input(engine.get_inputs()[0].name, there)
-    binding.bind_output(engine.get_outputs()[0].name, device)
-
-    def call() -> list:
-        engine.run_with_iobinding(binding)
-        return binding.get_outputs()
-
-    return call

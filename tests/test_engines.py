@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from cvlab import export, runtime, store
+from cvlab import export, store
 from cvlab.bench import Contestant, race
 from cvlab.data import load
-from cvlab.lessons.engines import figures, mistakes, rivals
+from cvlab.lessons.engines import calls, figures, mistakes
 from cvlab.models import SmallCNN
 
 
@@ -35,7 +35,7 @@ def logits(answer):
 
 
 def test_all_engines_give_the_same_answers(files, images):
-    field = rivals.contestants(*files, images, 1)
+    field = calls.contestants(*files, images, 1)
     field.pop("PyTorch compiled", None)  # half a minute; the class profile runs it
     expected = logits(field["PyTorch eager"].prepare(images, 1)())
     for name, contestant in field.items():
@@ -46,14 +46,14 @@ def test_all_engines_give_the_same_answers(files, images):
 
 
 def test_bound_memory_gives_the_same_answer(files, images):
-    call = runtime.bound_call(files[1], images, 1, "cpu")
-    plain = runtime.call(files[1], images, 1)()
-    assert np.array_equal(call()[0].numpy(), plain[0])
+    bound = calls.onnx_bound(files[1], images, 1, "cpu")
+    plain = calls.onnx(files[1], images, 1)()
+    assert np.array_equal(bound()[0].numpy(), plain[0])
 
 
 def test_an_engine_does_not_win_against_itself(files, images):
     """Two identical contestants come out within 3 %."""
-    call = rivals.contestants(*files, images, 1)["ONNX Runtime, all"]
+    call = calls.contestants(*files, images, 1)["ONNX Runtime, all"]
     table = race({"one": call, "same": Contestant(call.prepare, images, 1)}, rounds=60, calls=10)
     assert table.loc["same", "ratio"] == pytest.approx(1, abs=0.03)
 
@@ -98,8 +98,8 @@ def test_mistakes_show_in_their_direction(files, images):
 
 def test_the_widget_times_what_its_sliders_say(files, images, monkeypatch):
     """The batch of the slider reaches the engine, also where fewer images were given."""
-    asked, real = [], runtime.call
-    monkeypatch.setattr(runtime, "call", lambda *given: asked.append(given[1:]) or real(*given))
+    asked, real = [], calls.onnx
+    monkeypatch.setattr(calls, "onnx", lambda *given: asked.append(given[1:]) or real(*given))
     box = figures.explore(files[1], images[:1])
     before = box.children[-1].value
     box.children[0].value = 4

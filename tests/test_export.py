@@ -46,6 +46,10 @@ def random_images(n, side=32):
     return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(n))
 
 
+def said(path, images):
+    return torch.from_numpy(runtime.Model(path).run(images.numpy()))
+
+
 # --- export --------------------------------------------------------------------------------------
 
 
@@ -55,7 +59,7 @@ def test_onnx_runtime_says_the_same_for_any_batch_size(exported):
     for n in (1, 2, 7):
         images = random_images(n)
         with torch.inference_mode():
-            found = export.parity(model.eval()(images), export.onnx_logits(path, images))
+            found = export.parity(model.eval()(images), said(path, images))
         assert found.max_difference < 1e-4
         assert (found.same_answer, found.n) == (1, n)
     model.train()
@@ -92,7 +96,7 @@ def test_the_file_has_the_opset_that_was_asked_for(opset, tmp_path):
     path = export.to_onnx(model, tmp_path / "net.onnx", opset=opset)
     assert onnx.load(path).opset_import[0].version == opset
     with torch.inference_mode():
-        assert export.parity(model(images), export.onnx_logits(path, images)).same_answer == 1
+        assert export.parity(model(images), said(path, images)).same_answer == 1
 
 
 class Branching(nn.Module):
@@ -140,7 +144,7 @@ def test_an_opset_that_does_not_exist_is_one_message(tmp_path):
 def test_a_wrong_input_is_one_message_that_says_what_to_do(exported, change, advice):
     images = change(random_images(2).numpy())
     with pytest.raises(ValueError, match=advice):
-        runtime.run(runtime.session(exported[1]), images)
+        runtime.Model(exported[1]).run(images)
 
 
 def test_a_missing_or_damaged_model_is_one_message(exported, tmp_path):
@@ -169,7 +173,7 @@ def test_operators_are_counted_before_and_after_the_rewriting(exported):
 def test_predict_keeps_the_order_of_the_images(resized, drawn):
     stored, path = resized
     batches = stored.view(drawn).batches("test", 16)
-    logits, labels = runtime.predict(path, batches)
+    logits, labels = runtime.Model(path).predict(batches)
     assert torch.equal(labels, drawn.test.labels)
     with torch.inference_mode():
         own = torch.cat([stored.model(images) for images, _ in batches.epoch()])
@@ -181,10 +185,10 @@ def test_predict_keeps_the_order_of_the_images(resized, drawn):
 
 def test_pixels_in_the_graph_are_treated_as_batches_treat_them(resized, drawn, tmp_path):
     stored, path = resized
-    logits, _ = runtime.predict(path, stored.view(drawn).batches("test", 50))
+    logits, _ = runtime.Model(path).predict(stored.view(drawn).batches("test", 50))
     model = deploy.with_pixels(path, tmp_path / "model.onnx")
     pixels = drawn.test.images.permute(0, 2, 3, 1).contiguous().numpy()
-    found = torch.from_numpy(runtime.run(runtime.session(model), pixels))
+    found = torch.from_numpy(runtime.Model(model).run(pixels))
     assert torch.allclose(found, logits.softmax(1), atol=1e-5)
 
 

@@ -8,18 +8,18 @@ import torch
 
 from cvlab import export, store
 from cvlab.lessons.int8 import openvino_int8
-from cvlab.lessons.int8.ladder import examples
+from cvlab.lessons.int8.ladder import stacked
 from cvlab.models import SmallCNN
 from cvlab.tools import peers
-from cvlab.train import fit
+from cvlab.train import Training, fit
 
 
 def test_the_quantisers_defaults_and_ours_are_judged_on_the_same_test_images(drawn, tmp_path):
     torch.manual_seed(0)
     net = SmallCNN(10)
-    fit(net, drawn.batches("train", 25), drawn.batches("val", 200), epochs=2, lr=0.03, what=None)
+    fit(net, drawn, Training(epochs=2, lr=0.03, batch_size=25), what=None)
     model = export.to_onnx(net, tmp_path / "fp32.onnx")
-    some = examples(drawn.batches(drawn.train.take(32), 25)).images
+    some = stacked(drawn.batches(drawn.train.take(32), 25))
     table = peers.int8(model, some, drawn, tmp_path, 1)
     ways = ["fp32", "cvlab", "ONNX Runtime's default, dynamic", "ONNX Runtime's default, static"]
     assert list(table.index[:4]) == ways

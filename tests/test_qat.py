@@ -9,7 +9,7 @@ from cvlab.data import load
 from cvlab.lessons.int8 import ladder, qat, quantize
 from cvlab.lessons.int8.qat import replace_layers
 from cvlab.models import SmallCNN
-from cvlab.train import fit, predict
+from cvlab.train import Training, fit, predict
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def net(data):
     torch.manual_seed(0)
     model = SmallCNN(10)
     replace_layers(model, nn.ReLU, nn.SiLU)
-    fit(model, data.batches("train", 64), data.batches("val", 100), epochs=2, lr=0.03)
+    fit(model, data, Training(epochs=2, lr=0.03, batch_size=64))
     return model.eval()
 
 
@@ -79,12 +79,11 @@ def test_gradients_pass_the_rounding(net, some):
 def test_what_was_simulated_is_what_onnx_runtime_does(net, data, some, tmp_path):
     """The INT8 file is nearer to the rounded network than to the float one."""
     rounded = qat.prepare(net, some)
-    fit(rounded, data.batches("train", 64), data.batches("val", 100), epochs=1, lr=0.003)
+    fit(rounded, data, Training(epochs=1, lr=0.003, batch_size=64))
     plain = qat.finish(rounded)
     path = export.to_onnx(plain, tmp_path / "net.onnx")
-    source = quantize.Source(path, torch.cat(some), tmp_path)
-    val = ladder.examples(data.batches("val", 100))
-    int8, labels = runtime.predict(source.make(quantize.Recipe()), val)
+    source = quantize.Source(runtime.Model(path), torch.cat(some), tmp_path)
+    int8, labels = source.make(quantize.Recipe()).predict(data.batches("val", 100))
     simulated, _ = predict(rounded.eval(), data.batches("val", 100), precision="fp32")
     row = ladder.compared(simulated, int8, labels)
     assert row["agreement"] > 0.9
@@ -99,5 +98,6 @@ def test_relu_costs_no_operator_of_its_own(data, some, tmp_path):
     kinds = runtime.operators(path).index
     assert "Clip" in kinds
     assert "Relu" not in kinds
-    made = quantize.Source(path, torch.cat(some), tmp_path).make(quantize.Recipe())
-    assert "Clip" not in runtime.operators(made).index, "the quantiser has removed it"
+    source = quantize.Source(runtime.Model(path), torch.cat(some), tmp_path)
+    made = source.make(quantize.Recipe())
+    assert "Clip" not in runtime.operators(made.path).index, "the quantiser has removed it"

@@ -39,10 +39,15 @@ def images(n, seed=0):
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
+def batches(given, size):
+    labels = torch.arange(len(given)) % 10
+    return list(zip(given.split(size), labels.split(size), strict=True))
+
+
 def source_of(model, folder, **about):
     torch.manual_seed(0)
     path = export.to_onnx(model.eval(), folder / "net.onnx", about=about)
-    return quantize.Source(path, images(32), folder)
+    return quantize.Source(runtime.Model(path), images(32), folder)
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +67,12 @@ def uneven(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def some():
-    return ladder.Examples(images(100, 1), torch.arange(100) % 10)
+    return batches(images(100, 1), 25)
 
 
 def kl(source, recipe, some, **how):
     made = source.make(recipe, **how)
-    return ladder.divergence(
-        runtime.predict(source.float_model, some)[0], runtime.predict(made, some)[0]
-    )
+    return ladder.divergence(source.float_model.predict(some)[0], made.predict(some)[0])
 
 
 # --- the rungs -----------------------------------------------------------------------------------
@@ -79,22 +82,21 @@ def kl(source, recipe, some, **how):
 def test_every_rung_is_small_and_near_its_float(small, some, name):
     recipe = quantize.LADDER[name]
     made = small.make(recipe)
-    assert made.stat().st_size < 0.4 * small.float_model.stat().st_size
+    assert ladder.megabytes(made.path) < 0.4 * ladder.megabytes(small.float_model.path)
     assert kl(small, recipe, some) < 0.01
-    known = {one.key: one.value for one in onnx.load(made).metadata_props}
-    assert known["classes"] == '["a"]'
-    assert known["int8"] == str(recipe)
+    assert made.classes == ["a"]
+    assert made.metadata["int8"] == str(recipe)
 
 
 def test_the_ladder_is_one_table_with_the_float_model_first(small, some):
     recipes = {
         name: quantize.LADDER[name] for name in ("dynamic, per tensor", "static, per channel")
     }
-    table, logits, files = ladder.ladder(small, recipes, some, check=25)
-    assert [*table.index] == [*logits] == [*files] == ["fp32", *recipes]
+    table, logits, models = ladder.ladder(small, recipes, some, check=25)
+    assert [*table.index] == [*logits] == [*models] == ["fp32", *recipes]
     assert table.loc["fp32", ["agreement", "drop_pp", "kl", "unoptimised"]].tolist() == [1, 0, 0, 1]
     assert (table["unoptimised"] > 0.9).all()
-    speeds = ladder.speed(files, some.images[:4].numpy(), 1, rounds=6)
+    speeds = ladder.speed(models, images(4).numpy(), 1, rounds=6)
     assert speeds.loc["fp32", "speedup"] == 1
     assert (speeds[["latency_ms", "throughput"]] > 0).all(axis=None)
 
@@ -114,8 +116,8 @@ def test_a_weight_is_off_by_half_a_step_at_most():
 
 def test_without_vnni_weights_have_seven_bits(small, monkeypatch, tmp_path):
     def largest():
-        path = small.make(quantize.Recipe(), tmp_path / "m.onnx")
-        stored = onnx.load(path).graph.initializer
+        made = small.make(quantize.Recipe(), tmp_path / "m.onnx")
+        stored = onnx.load(made.path).graph.initializer
         arrays = [numpy_helper.to_array(one).astype(int) for one in stored if one.data_type == 3]
         return max(np.abs(one).max() for one in arrays)
 
@@ -158,10 +160,11 @@ def test_the_int8_network_goes_behind_pixels(tmp_path):
     path = export.to_onnx(stored.model, tmp_path / "net.onnx", about=export.about(stored))
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     seen = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.2
-    made = quantize.Source(path, seen, tmp_path).make(quantize.Recipe(), tmp_path / "int8.onnx")
-    folder = deploy.package(made, tmp_path / "folder")
-    found = runtime.run(runtime.session(folder / "model.onnx"), pixels)
-    expected = torch.from_numpy(runtime.run(runtime.session(made), seen.numpy())).softmax(1)
+    source = quantize.Source(runtime.Model(path), seen, tmp_path)
+    made = source.make(quantize.Recipe(), tmp_path / "int8.onnx")
+    folder = deploy.package(made.path, tmp_path / "folder")
+    found = runtime.Model(folder / "model.onnx").run(pixels)
+    expected = torch.from_numpy(made.run(seen.numpy())).softmax(1)
     assert torch.allclose(torch.from_numpy(found), expected, atol=0.02)
 
 
@@ -173,10 +176,10 @@ def test_a_kept_layer_stays_in_float_when_the_model_is_loaded(uneven, some):
     middle = quantize.Recipe(keep=(list(uneven.layers)[1],))
     pinned, excluded = (kl(uneven, middle, some, pinned=pin) for pin in (True, False))
     assert excluded > 3 * pinned
-    logits, _ = runtime.predict(uneven.make(middle, pinned=False), some)
-    assert ladder.unoptimised(uneven.make(middle, pinned=False), some, logits) < 0.98
-    logits, _ = runtime.predict(uneven.make(middle), some)
-    assert ladder.unoptimised(uneven.make(middle), some, logits) > 0.98
+    made = uneven.make(middle, pinned=False)
+    assert ladder.unoptimised(made, some, made.predict(some)[0]) < 0.98
+    made = uneven.make(middle)
+    assert ladder.unoptimised(made, some, made.predict(some)[0]) > 0.98
 
 
 def test_a_layer_is_a_node_and_its_activation(tmp_path):
@@ -195,9 +198,9 @@ def test_a_layer_is_a_node_and_its_activation(tmp_path):
 
 
 def test_the_worst_layer_is_found_by_ranges_noise_and_leaving_it_out(uneven, some):
-    names = sensitivity.titles(uneven.model)
+    names = sensitivity.titles(uneven.prepared)
     middle = list(uneven.layers)[1]
-    levels = sensitivity.channel_ranges(uneven.model).groupby("layer")["levels"].median()
+    levels = sensitivity.channel_ranges(uneven.prepared).groupby("layer")["levels"].median()
     assert levels.idxmin() == middle
     coarse, fine = (quantize.Recipe(per_channel=one) for one in (False, True))
     noise = sensitivity.sqnr(uneven, uneven.make(coarse))
@@ -220,7 +223,7 @@ def test_leaving_out_goes_on_where_it_was_stopped(uneven, some, monkeypatch):
         done.append(recipe)
         return real(recipe, *path)
 
-    recipe, few = quantize.Recipe(), some.take(50)
+    recipe, few = quantize.Recipe(), ladder.first(some, 50)
     monkeypatch.setattr(uneven, "make", stopping)
     with pytest.raises(KeyboardInterrupt):
         sensitivity.leave_one_out(uneven, recipe, few)
@@ -263,23 +266,24 @@ def test_divergence_sees_what_accuracy_does_not():
 
 
 def test_more_calibration_is_drawn_from_the_pool(small, some, tmp_path):
-    table = ladder.by_calibration(
-        small.float_model, images(40), [4, 16], some, tmp_path, recipe=quantize.Recipe(), draws=2
-    )
+    table = ladder.by_calibration(small.float_model, images(40), [4, 16], some, tmp_path, draws=2)
     assert table["images"].tolist() == [4, 4, 16, 16]
     assert table["kl"].nunique() == 4, "every draw has images of its own"
 
 
-def test_examples_are_fed_as_batches_are():
+def test_what_is_kept_in_memory_is_what_batches_feed():
     data = load("cifar10", "synthetic", n_train=50)
-    batches = data.batches("train", 8, shuffle=False)
-    kept = ladder.examples(batches)
-    assert len(kept) == len(batches)
+    fed = data.batches("train", 8, shuffle=False)
+    kept = ladder.in_memory(fed)
+    assert len(kept) == len(fed)
     assert all(
         torch.equal(a, c) and torch.equal(b, d)
-        for (a, b), (c, d) in zip(kept.epoch(), batches.epoch(), strict=True)
+        for (a, b), (c, d) in zip(kept, fed.epoch(), strict=True)
     )
-    assert kept.take(20).key != kept.key
+    assert torch.equal(ladder.stacked(fed), torch.cat([images for images, _ in kept]))
+    few = ladder.first(kept, 20)
+    assert len(ladder.stacked(few)) == 24, "whole batches: some models take nothing else"
+    assert ladder.digest(few) != ladder.digest(kept)
 
 
 def test_the_widget_shows_the_chosen_rung():
@@ -315,7 +319,7 @@ def test_a_model_without_weights_says_what_it_has(tmp_path):
     relu = [helper.make_node("Relu", ["x"], ["y"])]
     path = graph(tmp_path / "m.onnx", relu, [tensor("x", *shape)], [tensor("y", *shape)])
     with pytest.raises(quantize.QuantizeError, match=r"nothing to quantise.*Relu"):
-        quantize.Source(path, images(8), tmp_path)
+        quantize.Source(runtime.Model(path), images(8), tmp_path)
 
 
 def test_inputs_that_calibration_cannot_fill_are_named(tmp_path):
@@ -334,7 +338,7 @@ def test_inputs_that_calibration_cannot_fill_are_named(tmp_path):
     empty = graph(tmp_path / "e.onnx", none, [], [tensor("y", 4, 4)], [weight])
     for path, named in ((flat, "x"), (two, "z"), (empty, "none")):
         with pytest.raises(quantize.QuantizeError, match=rf"inputs .*{named}.*exactly one"):
-            quantize.Source(path, images(8), tmp_path)
+            quantize.Source(runtime.Model(path), images(8), tmp_path)
 
 
 def test_a_model_that_takes_pixels_is_sent_back_to_fp32(tmp_path):
@@ -343,8 +347,9 @@ def test_a_model_that_takes_pixels_is_sent_back_to_fp32(tmp_path):
         SmallCNN(10).eval(), list("abcdefghij"), [0.5] * 3, [0.2] * 3, None, "bilinear"
     )
     path = export.to_onnx(stored.model, tmp_path / "net.onnx", about=export.about(stored))
+    pixels = runtime.Model(deploy.with_pixels(path, tmp_path / "p.onnx"))
     with pytest.raises(quantize.QuantizeError, match="with_pixels"):
-        quantize.Source(deploy.with_pixels(path, tmp_path / "p.onnx"), images(8), tmp_path)
+        quantize.Source(pixels, images(8), tmp_path)
 
 
 def test_images_of_another_shape_are_refused(small, tmp_path):
@@ -356,10 +361,11 @@ def test_a_fixed_batch_is_kept(tmp_path, some):
     torch.manual_seed(0)
     path, fixed = tmp_path / "net.onnx", tmp_path / "fixed.onnx"
     torch.onnx.export(SmallCNN(10).eval(), (images(4),), fixed, verbose=False, external_data=False)
-    assert runtime.session(fixed).get_inputs()[0].shape[0] == 4
-    source = quantize.Source(fixed, images(30), tmp_path)
+    model = runtime.Model(fixed)
+    assert model.batch_size(25) == 4
+    source = quantize.Source(model, images(30), tmp_path)
     assert len(source.images) == 28
-    fours = ladder.Examples(some.images, some.labels, 4)
+    fours = batches(ladder.stacked(some), 4)
     for recipe in quantize.LADDER.values():
         assert kl(source, recipe, fours) < 0.01
     assert not path.exists()
@@ -373,7 +379,7 @@ def test_unknown_choices_list_what_there_is(small):
 
 
 def test_a_full_disk_leaves_the_older_model(small, tmp_path, monkeypatch):
-    path = small.make(quantize.Recipe(), tmp_path / "m.onnx")
+    path = small.make(quantize.Recipe(), tmp_path / "m.onnx").path
     before = path.read_bytes()
 
     def full(content, file):

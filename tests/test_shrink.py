@@ -10,7 +10,7 @@ from cvlab.data import load
 from cvlab.lessons.int8 import quantize, shrink
 from cvlab.models import SmallCNN
 from cvlab.tools import cli
-from cvlab.train import fit
+from cvlab.train import Training, fit
 
 
 class Rehearsal:
@@ -26,11 +26,7 @@ class Rehearsal:
         return recipe
 
 
-class Key:
-    key = "images"
-
-    def take(self, n):
-        return self
+SOME = [(torch.zeros(2, 1), torch.zeros(2))]  # a batch; the rehearsal does not look at it
 
 
 @pytest.fixture
@@ -38,13 +34,12 @@ def rehearsal(tmp_path, monkeypatch):
     def begin(needed):
         source = Rehearsal(tmp_path, needed)
 
-        def compared(reference, recipe, labels):
+        def judged(recipe):
             lost = max(0.0, needed - len(recipe.keep))
             row = {"drop_pp": lost, "drop_low": lost - 0.1, "drop_high": lost + 0.1, "n": 1000}
             return row | {"kl": lost + (recipe.ranges != "percentile 99.9")}
 
-        monkeypatch.setattr(shrink, "compared", compared)
-        monkeypatch.setattr(shrink.runtime, "predict", lambda model, some: (model, None))
+        monkeypatch.setattr(shrink, "against", lambda model, batches: judged)
         order = pd.DataFrame(index=[*source.layers])
         monkeypatch.setattr(shrink, "leave_one_out", lambda *_, **__: order)
         return source
@@ -54,7 +49,7 @@ def rehearsal(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("needed", [0, 1, 2, 5, 7, 10])
 def test_the_fewest_layers_are_found(rehearsal, needed):
-    found = shrink.search(rehearsal(needed), Key(), 0.2)
+    found = shrink.search(rehearsal(needed), SOME, 0.2)
     assert found.reached
     assert found.recipe.keep == tuple(f"layer{i}" for i in range(needed))
     assert found.recipe.ranges == ("min-max" if needed == 0 else "percentile 99.9")
@@ -62,7 +57,7 @@ def test_the_fewest_layers_are_found(rehearsal, needed):
 
 
 def test_it_says_that_it_cannot(rehearsal):
-    found = shrink.search(rehearsal(15), Key(), 0.2)
+    found = shrink.search(rehearsal(15), SOME, 0.2)
     assert not found.reached
     assert len(found.recipe.keep) == 10, "half of the layers, no more"
     assert "cannot be kept" in str(found)
@@ -71,23 +66,24 @@ def test_it_says_that_it_cannot(rehearsal):
 
 def test_a_drop_within_its_error_of_the_limit_is_not_accepted(rehearsal):
     """A standard error is 0.05 here: 0 passes at 0.06, and not at 0.04."""
-    assert not shrink.search(rehearsal(0), Key(), 0.04).reached
-    assert shrink.search(rehearsal(0), Key(), 0.06).reached
+    assert not shrink.search(rehearsal(0), SOME, 0.04).reached
+    assert shrink.search(rehearsal(0), SOME, 0.06).reached
 
 
 def test_a_stopped_search_measures_nothing_twice(rehearsal, monkeypatch):
-    source, real, calls = rehearsal(7), shrink.compared, []
+    source, calls = rehearsal(7), []
+    real = shrink.against(None, SOME)
 
-    def stopping(*given):
-        calls.append(given[1])
+    def stopping(recipe):
+        calls.append(recipe)
         if len(calls) == 7:
             raise KeyboardInterrupt
-        return real(*given)
+        return real(recipe)
 
-    monkeypatch.setattr(shrink, "compared", stopping)
+    monkeypatch.setattr(shrink, "against", lambda model, batches: stopping)
     with pytest.raises(KeyboardInterrupt):
-        shrink.search(source, Key(), 0.2)
-    found = shrink.search(source, Key(), 0.2)
+        shrink.search(source, SOME, 0.2)
+    found = shrink.search(source, SOME, 0.2)
     assert len(found.recipe.keep) == 7
     repeated = {recipe for recipe in calls if calls.count(recipe) > 1}
     assert repeated == {calls[6]}, "only what was under way is measured again"
@@ -106,7 +102,7 @@ def test_doubling_and_halving_ask_little(most):
 def test_a_limit_that_is_none_is_refused(rehearsal):
     for wrong in (-1, float("nan")):
         with pytest.raises(quantize.QuantizeError, match="percentage points"):
-            shrink.search(rehearsal(0), Key(), wrong)
+            shrink.search(rehearsal(0), SOME, wrong)
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -118,7 +114,7 @@ def trained(tmp_path_factory):
     folder, data = tmp_path_factory.mktemp("shrink"), load("cifar10", "synthetic")
     torch.manual_seed(0)
     model = SmallCNN(10)
-    fit(model, data.batches("train", 64), data.batches("val", 100), epochs=1, lr=0.03)
+    fit(model, data, Training(epochs=1, lr=0.03, batch_size=64))
     stored = store.Stored(model, data.classes, data.mean, data.std, None, "bilinear")
     path = export.to_onnx(model, folder / "net.onnx", about=export.about(stored))
     given = torch.zeros(8, 3, 32, 32)
@@ -138,9 +134,9 @@ def test_the_command_writes_a_model_and_a_table(trained, capsys):
     assert "within the 3" in said
     assert "speedup" in said
     assert out.stat().st_size < 0.4 * trained.stat().st_size
-    known = runtime.session(out).get_modelmeta().custom_metadata_map
-    assert "static" in known["int8"]
-    assert runtime.classes(runtime.session(out))[0] == "airplane"
+    made = runtime.Model(out)
+    assert "static" in made.metadata["int8"]
+    assert made.classes[0] == "airplane"
 
 
 def test_what_cannot_be_is_one_line(trained, tmp_path, capsys):
@@ -148,7 +144,8 @@ def test_what_cannot_be_is_one_line(trained, tmp_path, capsys):
     damaged.write_bytes(trained.read_bytes()[:1000])
     export.to_onnx(SmallCNN(7), foreign)
     export.to_onnx(nn.Sequential(SmallCNN(10), nn.Softmax(1)), untrained)
-    small = quantize.Source(trained, torch.rand(16, 3, 32, 32), tmp_path).make(quantize.Recipe())
+    source = quantize.Source(runtime.Model(trained), torch.rand(16, 3, 32, 32), tmp_path)
+    small = source.make(quantize.Recipe()).path
     cases = {
         damaged: "cannot load",
         tmp_path / "missing.onnx": "no model file",

@@ -1,8 +1,6 @@
 """The capstone's own pieces: one budget, every stage on one table, the reports', your report."""
 
-import html
 import tomllib
-from base64 import b64encode
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -17,10 +15,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from cvlab import export, runtime, zoo
-from cvlab.bench import Contestant, race
 from cvlab.data import ImageData
-from cvlab.lessons.engines import rivals
-from cvlab.lessons.int8.ladder import compared
+from cvlab.lessons.engines import calls
+from cvlab.lessons.int8.ladder import comparison, megabytes
 from cvlab.lessons.search import tune
 from cvlab.models import MODELS
 from cvlab.paths import store_text
@@ -31,7 +28,6 @@ from cvlab.show import interactive
 from cvlab.train import predict
 
 SIZE = 64  # pixels a side for a network that ImageNet has trained
-
 
 REPORTS_SIDE = 224  # pixels a side of the images that the reports' EfficientNet-B3 saw
 
@@ -74,7 +70,13 @@ def finalists(
 
 
 def stages(
-    net: Path, model: Path, int8: Path, data: ImageData, threads: int, *, rounds: int = 12
+    net: Path,
+    model: runtime.Model,
+    int8: runtime.Model,
+    data: ImageData,
+    threads: int,
+    *,
+    rounds: int = 12,
 ) -> pd.DataFrame:
     """PyTorch, ONNX Runtime and INT8 on all test images, and racing on one image.
 
@@ -83,37 +85,24 @@ def stages(
         model: exported from it.
         int8: made of `model`.
         data: as the network sees it.
-        threads: of each engine.
-        rounds: of `cvlab.bench.race`.
+        threads: for each engine.
+        rounds: turns of each.
 
     Returns:
-        a row a stage: see `cvlab.lessons.int8.ladder.compared`, against PyTorch; `latency_ms` of
-        one image with `p10` and `p90`; `speedup` over PyTorch with its 95 % interval
-        `speedup_low` to `speedup_high`; `size_mb` of the file.
+        a row a stage: see `cvlab.lessons.int8.ladder.comparison`, against PyTorch, and
+        `cvlab.lessons.engines.calls.timed`.
     """
-    calls = {
-        "PyTorch": partial(rivals.pytorch, net),
-        "ONNX Runtime": partial(runtime.call, model),
-        "INT8": partial(runtime.call, int8),
-    }
-    files = dict(zip(calls, (net, model, int8), strict=True))
-    test = data.batches("test", 25)
-    first, labels = predict(rivals.network(net, threads), test, precision="fp32")
-    logits = {"PyTorch": first}
-    for name in ("ONNX Runtime", "INT8"):
-        logits[name], _ = runtime.predict(files[name], test, what=name)
-    rows = {name: compared(first, answers, labels) for name, answers in logits.items()}
-    image = next(iter(test.epoch()))[0][:1].contiguous().numpy()
-    times = race(
-        {name: Contestant(call, image, threads) for name, call in calls.items()},
-        rounds=rounds,
-        what="race",
-    )
-    names = {"ms": "latency_ms", "p10": "p10", "p90": "p90", "ratio": "speedup"}
-    names |= {"low": "speedup_low", "high": "speedup_high"}
-    table = pd.DataFrame(rows).T.join(times[[*names]].rename(columns=names))
-    table["size_mb"] = [file.stat().st_size / 1e6 for file in files.values()]
-    return table.rename_axis("stage")
+    models = {"ONNX Runtime": model, "INT8": int8}
+    files = {"PyTorch": net} | {name: one.path for name, one in models.items()}
+    ways = {"PyTorch": partial(calls.pytorch, net)}
+    ways |= {name: partial(calls.onnx, one.path) for name, one in models.items()}
+    test, answers = data.batches("test", 25), {}
+    answers["PyTorch"], labels = predict(calls.network(net, threads), test, precision="fp32")
+    for name, one in models.items():
+        answers[name], _ = one.predict(test, what=name)
+    image = next(iter(test))[0][:1].contiguous().numpy()
+    times = calls.timed(ways, image, threads, rounds=rounds, what="race")
+    return comparison(answers, labels, files).join(times).rename_axis("stage")
 
 
 def reports() -> pd.DataFrame:
@@ -145,59 +134,30 @@ def reports_speed(folder: Path, threads: int, *, rounds: int = 12) -> pd.DataFra
         quantize_dynamic(model, int8, weight_type=QuantType.QUInt8)
     files = {"EfficientNet-B3": model, "EfficientNet-B3, INT8": int8}
     image = np.random.default_rng(0).normal(size=(1, *side)).astype(np.float32)
-    calls = {name: partial(runtime.call, file) for name, file in files.items()}
-    times = race(
-        {name: Contestant(call, image, threads) for name, call in calls.items()},
-        rounds=rounds,
-        what="the reports' network",
-    )
-    table = times[["ms", "p10", "p90"]].rename(columns={"ms": "latency_ms"})
-    table["built_mb"] = [file.stat().st_size / 1e6 for file in files.values()]
-    return table
+    ways = {name: partial(calls.onnx, file) for name, file in files.items()}
+    times = calls.timed(ways, image, threads, rounds=rounds, what="the reports' network")
+    built = [megabytes(file) for file in files.values()]
+    return times[["latency_ms", "p10", "p90"]].assign(built_mb=built)
 
 
 def write_report(run: Run, words: str, picture: str, folder: Path) -> str:
-    """Your own report, from what the run has recorded and claimed, as Markdown and as HTML.
+    """Your own report, from what the run has recorded and claimed, as Markdown.
 
     Args:
         run: its records with a tag `stage` become a table, the others a list.
-        words: your own conclusion, Markdown; HTML in it is shown as text.
-        picture: file name of a figure that `run.show` saved.
-        folder: gets `report.md` and `report.html`. The second holds the figure, so it can be sent.
+        words: your own conclusion, Markdown.
+        picture: file name of a figure that `run.show` saved in `figures` of `folder`.
+        folder: gets `report.md`.
 
     Returns:
         the Markdown.
 
     Raises:
-        OSError: a file cannot be written; nothing else is lost.
+        OSError: the file cannot be written; nothing else is lost.
     """
-    import mistune
-
-    figure = folder / "figures" / picture
-    written = _markdown(run, words, f"figures/{picture}")
-    body = mistune.create_markdown(escape=True, plugins=["table"])(written)
-    if figure.is_file():
-        inside = f"data:image/png;base64,{b64encode(figure.read_bytes()).decode()}"
-        body = body.replace(f"figures/{picture}", inside)
-    page = PAGE.format(title=html.escape(run.name), body=body)
-    for name, content in {"report.md": written, "report.html": page}.items():
-        store_text(content, folder / name)
-    return written
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto }}
-body {{ padding: 0 1rem }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto }}
-td, th {{ border-bottom: 1px solid #ccc; padding: .3rem .7rem; text-align: left }}
-img {{ max-width: 100% }}
-blockquote {{ border-left: 4px solid #0072b2; margin-left: 0; padding-left: 1rem }}
-</style></head><body>
-{body}</body></html>
-"""
+    text = _markdown(run, words, f"figures/{picture}")
+    store_text(text, folder / "report.md")
+    return text
 
 
 def _markdown(run: Run, words: str, figure: str) -> str:
@@ -244,8 +204,15 @@ def plot_products(table: pd.DataFrame, title: str) -> Figure:
         side = 1 if above[name] else -1
         place = (row["latency_ms"], row["accuracy"])
         away = 10 + np.sqrt(20 * row["size_mb"] / np.pi)
-        how = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 9}
-        axis.annotate(f"{name}, {size} MB", place, (0, side * away), **how)
+        axis.annotate(
+            f"{name}, {size} MB",
+            place,
+            (0, side * away),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9,
+        )
     axis.set(xlabel="latency of one image, ms (log scale)", ylabel="accuracy", ylim=(-0.1, 1.15))
     axis.margins(x=0.2)
     axis.set_yticks(np.arange(0, 1.01, 0.2))

@@ -15,36 +15,37 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cvlab import export, runtime, store
-from cvlab.bench import compare, race
+from cvlab.bench import compare
 from cvlab.data import ImageData
-from cvlab.lessons.engines import rivals
+from cvlab.lessons.engines import calls
 from cvlab.lessons.environment import BATCH, _rates, feed_rate, torchvision_loader
 from cvlab.lessons.int8 import openvino_int8, shrink
-from cvlab.lessons.int8.ladder import FLOAT, compared, examples, speed
+from cvlab.lessons.int8.ladder import FLOAT, in_memory, side_by_side, stacked
 from cvlab.lessons.int8.quantize import OneBatch, Source
 from cvlab.lessons.pretrained import finetune
 from cvlab.models import SmallCNN
 from cvlab.run import start
 from cvlab.tools import quantize, runner
-from cvlab.train import evaluate, fit
+from cvlab.train import Training, evaluate, fit
 
 
 def training_speed(data: ImageData, *, images: int = 6_400, rounds: int = 3) -> pd.DataFrame:
     """Images a second of one epoch of `SmallCNN`: the tutorial's loop against `fit`.
 
     The tutorial: fp32, NCHW, a DataLoader with 2 workers. Both use SGD with momentum, batches
-    of 128, the same augmentation; `fit` also evaluates, on 128 images. Columns as `feed_rate`.
+    of 128, the same augmentation; `fit` also makes its batches, and evaluates, on 128 images.
+    Columns as `feed_rate`.
     """
     data = data.take(n_train=images, n_val=BATCH)
     loader = torchvision_loader(data.train, BATCH, data.mean, data.std, workers=2)
     plain, model = SmallCNN(len(data.classes)), SmallCNN(len(data.classes))
-    train, val = data.batches("train", BATCH), data.batches("val", BATCH)
+    training = Training(optimizer="momentum", lr=0.01, batch_size=BATCH)
     calls = {
         "tutorial loop": lambda: _tutorial_epoch(plain, loader),
-        "fit": lambda: fit(model, train, val, epochs=1, optimizer="momentum", lr=0.01, what=None),
+        "fit": lambda: fit(model, data, training, what=None),
     }
     timed = compare(calls, rounds=rounds, warmup=1)
-    return _rates(timed, len(train) * BATCH)
+    return _rates(timed, len(data.train) // BATCH * BATCH)
 
 
 def _tutorial_epoch(model: torch.nn.Module, loader) -> None:
@@ -65,9 +66,17 @@ def reference_training(data: ImageData, *, epochs: int = 9, seed: int = 0) -> pd
     """
     torch.manual_seed(seed)
     model = SmallCNN(len(data.classes))
-    train, val = data.batches("train", BATCH, seed=seed), data.batches("val", 1000)
-    how = {"weight_decay": 5e-4, "label_smoothing": 0.1, "schedule": "one-cycle"}
-    history = fit(model, train, val, epochs=epochs, optimizer="Nesterov", lr=0.15, **how)
+    training = Training(
+        optimizer="Nesterov",
+        lr=0.15,
+        weight_decay=5e-4,
+        schedule="one-cycle",
+        label_smoothing=0.1,
+        epochs=epochs,
+        batch_size=BATCH,
+        seed=seed,
+    )
+    history = fit(model, data, training)
     score = evaluate(model, data.batches("test", 1000))
     return pd.DataFrame([score.row | {"seconds": history.seconds, "epochs": epochs}])
 
@@ -81,29 +90,21 @@ def inference(
         net: the network, see `cvlab.store`.
         model: the same as ONNX file.
         images: the batch, normalised float32 [N, 3, H, W].
-        threads: of each engine.
-        rounds: of each race.
+        threads: for each engine.
+        rounds: turns of each.
 
     Returns:
-        `latency_ms` of one image with `p10` and `p90`, `speedup` over eager PyTorch with its 95 %
-        interval `low` to `high`; `throughput` of the batch in images a second.
+        columns of `cvlab.lessons.engines.calls.timed`: latency and speedup of one image, throughput
+        of the batch.
     """
     plain = [f"ONNX Runtime, {level}" for level in ("none", "basic", "extended")]
+    field = calls.contestants(net, model, images, threads)
+    ways = {name: one.prepare for name, one in field.items() if name not in plain}
     single, batch = (
-        race(
-            {
-                name: contestant
-                for name, contestant in rivals.contestants(net, model, given, threads).items()
-                if name not in plain
-            },
-            rounds=rounds,
-            what=f"inference, {len(given)}",
-        )
+        calls.timed(ways, given, threads, rounds=rounds, what=f"inference, {len(given)}")
         for given in (images[:1], images)
     )
-    names = {"ms": "latency_ms", "p10": "p10", "p90": "p90", "ratio": "speedup"}
-    table = single[[*names, "low", "high"]].rename(columns=names)
-    return table.assign(throughput=batch["images/s"]).rename_axis("way")
+    return single.assign(throughput=batch["throughput"]).rename_axis("way")
 
 
 def int8(
@@ -124,25 +125,21 @@ def int8(
         `size_mb`; `throughput` of batches of 32 in images a second, and `speedup` over float in
         ONNX Runtime. NNCF's model runs in OpenVINO, where both are installed.
     """
-    source = Source(model, calibration, folder)
-    found = shrink.search(source, examples(data.batches("val", 25)), what="ours")
-    files = {FLOAT: model, "cvlab": found.model}
+    source = Source(runtime.Model(model), calibration, folder)
+    found = shrink.search(source, in_memory(data.batches("val", 25)), what="ours")
+    models = {FLOAT: source.float_model, "cvlab": found.model}
     for name, default in DEFAULTS.items():
-        files[name] = folder / f"{name.rpartition(' ')[2]}.onnx"
+        file = folder / f"{name.rpartition(' ')[2]}.onnx"
         with runtime.quiet():
-            default(model, files[name], source)
-    test = examples(data.batches("test", 25))
-    answers = {name: runtime.predict(file, test, what=name) for name, file in files.items()}
-    rows = {name: compared(answers[FLOAT][0], *pair) for name, pair in answers.items()}
-    table = pd.DataFrame(rows).T
-    table["size_mb"] = [file.stat().st_size / 1e6 for file in files.values()]
-    times = speed(files, test.images[:32].numpy(), threads, what="INT8")
-    table = table.join(times[["throughput", "speedup"]])
+            default(model, file, source)
+        models[name] = runtime.Model(file)
+    test = in_memory(data.batches("test", 25))
+    batch = stacked(test[:2])[:32].numpy()
+    table = side_by_side(models, test, batch, threads)
     if openvino_int8.available():
         xml = openvino_int8.nncf_int8(model, source.images, folder / "nncf.xml")
-        theirs = openvino_int8.table(model, xml, test, threads).loc[["OpenVINO NNCF int8"]]
-        size = xml.with_suffix(".bin").stat().st_size + xml.stat().st_size
-        table = pd.concat([table, theirs.assign(size_mb=size / 1e6)])
+        theirs = openvino_int8.table(source.float_model, xml, test, threads)
+        table = pd.concat([table, theirs.loc[["OpenVINO NNCF int8"]]])
     columns = ["accuracy", "low", "high", "n", "drop_pp", "drop_low", "drop_high"]
     columns += ["size_mb", "throughput", "speedup"]
     return table[columns].astype(float).rename_axis("way")
@@ -153,7 +150,7 @@ DEFAULTS = {  # ONNX Runtime's own functions, called as its documentation does f
         model, path, weight_type=QuantType.QUInt8
     ),
     "ONNX Runtime's default, static": lambda model, path, source: quantize_static(
-        source.model, path, OneBatch({"images": source.images})
+        source.prepared, path, OneBatch({"images": source.images})
     ),
 }
 
@@ -195,7 +192,7 @@ def report(data: ImageData, where: str) -> Iterator[tuple[str, pd.DataFrame]]:
     run.load("cifar10")
     stored, threads = finetune.get_or_train(run), torch.get_num_threads()
     seen, side = stored.view(data), stored.size
-    some = examples(seen.batches(data.train.take(quantize.CALIBRATION), 25)).images
+    some = stacked(seen.batches(data.train.take(quantize.CALIBRATION), 25))
     with TemporaryDirectory() as name:
         folder = Path(name)
         net = store.save(stored.model, folder / "net.pt", seen)

@@ -1,7 +1,7 @@
 """The end of the road: a folder that classifies pictures without PyTorch.
 
 The folder holds `model.onnx`, which takes pixels and gives probabilities, `labels.txt`, and
-`predict.py`, a copy of `cvlab/standalone.py`.
+`predict.py`, a copy of `standalone.py` here.
 """
 
 import json
@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.nn import functional as F
 
 from cvlab import runtime
-from cvlab.export import SIDE, ExportError, _save_checked
+from cvlab.export import SIDE, ExportError, save_checked
 from cvlab.paths import replace_atomically
 
 STANDALONE = Path(__file__).parent / "standalone.py"
@@ -30,18 +30,14 @@ def package(model: Path, folder: Path) -> Path:
         cvlab.export.ExportError: the model does not say what it must be given.
         OSError: the folder cannot be written.
     """
-    engine = runtime.session(with_pixels(model, folder / "model.onnx"))
-    (folder / "labels.txt").write_text("\n".join(runtime.classes(engine)) + "\n")
+    made = runtime.Model(with_pixels(model, folder / "model.onnx"))
+    (folder / "labels.txt").write_text("\n".join(made.classes) + "\n")
     shutil.copy(STANDALONE, folder / "predict.py")
     return folder
 
 
 def classify(model: Path, pictures: Sequence[Path]) -> pd.DataFrame:
-    """Probabilities of pictures, which are shrunk to what the model takes.
-
-    Args:
-        model: a file of `cvlab.lessons.engines.deploy.with_pixels`.
-        pictures: files that Pillow can read.
+    """Probabilities of pictures, which are shrunk to what a model of `with_pixels` takes.
 
     Returns:
         a row for each picture, a column for each class.
@@ -51,9 +47,9 @@ def classify(model: Path, pictures: Sequence[Path]) -> pd.DataFrame:
         cvlab.runtime.ModelError: the model cannot be used, or does not take pixels.
         ValueError: a file is not a picture.
     """
-    engine = runtime.session(model)
-    taken, known = engine.get_inputs()[0], runtime.classes(engine)
-    if taken.type != "tensor(uint8)" or len(taken.shape) != 4 or not known:
+    loaded = runtime.Model(model)
+    taken = loaded.input
+    if taken.type != "tensor(uint8)" or len(taken.shape) != 4 or not loaded.classes:
         raise runtime.ModelError(
             f"{model} takes {taken.type} {taken.shape}; pictures need a model that takes pixels, "
             "uint8 [N, height, width, 3], and knows its classes: export it with "
@@ -62,7 +58,7 @@ def classify(model: Path, pictures: Sequence[Path]) -> pd.DataFrame:
     _, height, width, _ = taken.shape
     images = np.stack([_pixels(picture, (width, height)) for picture in pictures])
     names = [str(picture) for picture in pictures]
-    return pd.DataFrame(runtime.run(engine, images), names, known)
+    return pd.DataFrame(loaded.run(images), names, loaded.classes)
 
 
 def _pixels(picture: Path, size: tuple[int, int]) -> np.ndarray:
@@ -84,7 +80,7 @@ def with_pixels(model: Path, path: Path) -> Path:
 
     Args:
         model: an ONNX file that `to_onnx` wrote with the metadata of `about`.
-        path: file to write.
+        path: where the result goes.
 
     Returns:
         `path`. The input is "pixels", uint8 [N, 32, 32, 3] as image libraries have them, the
@@ -119,15 +115,15 @@ def with_pixels(model: Path, path: Path) -> Path:
     outputs = [onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, shape)]
     constants += graph.initializer
     content.graph.CopyFrom(onnx.helper.make_graph(nodes, "with pixels", inputs, outputs, constants))
-    return replace_atomically(lambda file: _save_checked(content, file), path)
+    return replace_atomically(lambda file: save_checked(content, file), path)
 
 
 def _constants(known: Mapping[str, str]) -> dict[str, np.ndarray]:
     """The numbers of the preprocessing, by their names in the graph."""
     mean, std = (np.float32(json.loads(known[key]))[:, None, None] for key in ("mean", "std"))
-    eye = torch.eye(SIDE)[None, None]
-    how = {"size": (int(known["size"]), SIDE), "mode": known["interpolation"], "antialias": True}
-    resize = F.interpolate(eye, **how)[0, 0].numpy()  # [size, 32]
+    eye, size = torch.eye(SIDE)[None, None], (int(known["size"]), SIDE)
+    resized = F.interpolate(eye, size, mode=known["interpolation"], antialias=True)
+    resize = resized[0, 0].numpy()  # [size, 32]
     black_and_white = {"_black": np.float32(0), "_white": np.float32(255)}
     matrices = {"_resize": resize, "_resize_T": np.ascontiguousarray(resize.T)}
     return matrices | black_and_white | {"_scale": 1 / (255 * std), "_shift": -mean / std}

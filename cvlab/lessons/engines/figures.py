@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from cvlab import plots, runtime
+from cvlab import plots
 from cvlab.bench import time_calls
+from cvlab.lessons.engines import calls
 from cvlab.plots import COLOURS, canvas
 from cvlab.show import interactive
 
@@ -75,7 +76,7 @@ def explore(model: Path, images: np.ndarray) -> widgets.Widget:
 
     def draw(batch: int, threads: int):
         feed = np.resize(images, (batch, *images.shape[1:]))  # repeated where there are too few
-        seconds = time_calls(runtime.call(model, feed, threads), 30)
+        seconds = time_calls(calls.onnx(model, feed, threads), 30)
         steady = np.median(seconds[15:])
         title = f"{steady * 1e3:.3g} ms for a batch of {batch}: {batch / steady:,.0f} images/s"
         return plots.first_calls(seconds, title)

@@ -15,9 +15,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from cvlab import runtime
 from cvlab.bench import Call, context, time_calls
-from cvlab.lessons.engines import rivals
+from cvlab.lessons.engines import calls
 from cvlab.show import each
 
 CALLS = 25
@@ -34,11 +33,11 @@ class Pair:
 
     def pytorch(self) -> Call:
         """PyTorch as it should be called."""
-        return rivals.pytorch(self.net, self.images, self.threads)
+        return calls.pytorch(self.net, self.images, self.threads)
 
     def onnx(self, threads: int | None = None) -> Call:
         """ONNX Runtime as it should be called."""
-        return runtime.call(self.model, self.images, threads or self.threads)
+        return calls.onnx(self.model, self.images, threads or self.threads)
 
 
 def median(call: Call) -> float:
@@ -61,13 +60,13 @@ def first_call(pair: Pair) -> tuple[float, float]:
 
 def with_gradients(pair: Pair) -> tuple[float, float]:
     """PyTorch keeps everything for a backward pass that never comes."""
-    net, images = rivals.network(pair.net, pair.threads), torch.from_numpy(pair.images)
+    net, images = calls.network(pair.net, pair.threads), torch.from_numpy(pair.images)
     return median(lambda: net(images)), median(pair.onnx())
 
 
 def one_thread(pair: Pair) -> tuple[float, float]:
     """PyTorch has one thread, ONNX Runtime takes what it finds: all cores."""
-    return median(rivals.pytorch(pair.net, pair.images, 1)), median(pair.onnx())
+    return median(calls.pytorch(pair.net, pair.images, 1)), median(pair.onnx())
 
 
 def with_preprocessing(pair: Pair) -> tuple[float, float]:
@@ -80,7 +79,7 @@ def with_preprocessing(pair: Pair) -> tuple[float, float]:
     side = pair.images.shape[-1]
     steps = [transforms.Resize(side), transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
     prepare, picture = transforms.Compose(steps), Image.effect_noise((32, 32), 60).convert("RGB")
-    net = rivals.network(pair.net, pair.threads)
+    net = calls.network(pair.net, pair.threads)
 
     def call() -> None:
         with torch.inference_mode():
@@ -113,7 +112,7 @@ def onnx_one_thread(pair: Pair) -> tuple[float, float]:
 def batch_against_single(pair: Pair) -> tuple[float, float]:
     """PyTorch's time is that of a batch of 32 by 32, ONNX Runtime's that of a single image."""
     batch = np.repeat(pair.images, 32, axis=0)
-    return median(rivals.pytorch(pair.net, batch, pair.threads)) / 32, median(pair.onnx())
+    return median(calls.pytorch(pair.net, batch, pair.threads)) / 32, median(pair.onnx())
 
 
 def batch_against_new_session(pair: Pair) -> tuple[float, float]:
@@ -123,7 +122,7 @@ def batch_against_new_session(pair: Pair) -> tuple[float, float]:
 
 def unsynchronised(pair: Pair) -> tuple[float, float]:
     """On a GPU: PyTorch's call returns when the work is ordered, not when it is done."""
-    call, seconds = rivals.pytorch(pair.net, pair.images, 1, device="cuda"), []
+    call, seconds = calls.pytorch(pair.net, pair.images, 1, device="cuda"), []
     for _ in range(2 * CALLS):
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -133,8 +132,6 @@ def unsynchronised(pair: Pair) -> tuple[float, float]:
 
 
 FOR_ONNX = (first_call, with_gradients, one_thread, with_preprocessing, spinning)
-
-
 FOR_PYTORCH = (onnx_one_thread, batch_against_single, new_session, batch_against_new_session)
 
 

@@ -22,7 +22,15 @@ def channel_levels(table: pd.DataFrame, title: str) -> Figure:
     levels = table["levels"].clip(lower=0.05)
     axis.plot(levels, table["title"].map(names.index) + spread, ".", color=COLOURS[0], alpha=0.45)
     axis.axvline(0.5, color=COLOURS[1], linestyle="--", linewidth=1.5)
-    axis.annotate("left of this: all weights become 0", (0.5, -0.5), (-5, 0), **_beside("right"))
+    axis.annotate(
+        "left of this: all weights become 0",
+        (0.5, -0.5),
+        (-5, 0),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+        color=COLOURS[1],
+    )
     axis.set(xscale="log", xlim=(0.02, 180))
     axis.set_xticks([0.05, 0.5, 1, 10, 127], ["0", "0.5", "1", "10", "127"])
     axis.xaxis.set_minor_locator(NullLocator())
@@ -35,17 +43,12 @@ def channel_levels(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _beside(side: str) -> dict:
-    """How a note is put at one side of a line."""
-    return {"textcoords": "offset points", "ha": side, "fontsize": 9, "color": COLOURS[1]}
-
-
 def draws(table: pd.DataFrame, title: str, x: str, y: str, xlabel: str, ylabel: str) -> Figure:
     """Every draw as a dot over `x` (log scale), medians joined, the range of draws as a band."""
     figure, axis = canvas(title, size=(7.5, 3.8))
     groups = table.groupby(x)[y]
-    median, look = groups.median(), {"color": COLOURS[4], "alpha": 0.35, "lw": 0}
-    axis.fill_between(median.index, groups.min(), groups.max(), **look)
+    median, low, high = groups.median(), groups.min(), groups.max()
+    axis.fill_between(median.index, low, high, color=COLOURS[4], alpha=0.35, lw=0)
     axis.plot(table[x], table[y], "o", color=COLOURS[0], alpha=0.6, markersize=4)
     axis.plot(median.index, median, "-", color=COLOURS[0])
     axis.set_xscale("log")

@@ -1,8 +1,7 @@
 """How good an INT8 model is beside its float model: the same images, the same clock."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -12,50 +11,38 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cvlab import runtime
-from cvlab.bench import Contestant, race
-from cvlab.lessons.int8.quantize import Recipe, Source, batch_size
+from cvlab.lessons.engines import calls
+from cvlab.lessons.int8.quantize import Recipe, Source
 from cvlab.metrics import paired_drop, score
+from cvlab.runtime import Model
 from cvlab.show import progress
 
 FLOAT = "fp32"
 
-
-@dataclass(frozen=True)
-class Examples:
-    """Images as a network takes them, in memory: resizing them takes longer than INT8 does.
-
-    Used as `cvlab.data.Batches` are.
-    """
-
-    images: Tensor  # normalised float32 [N, 3, H, W]
-    labels: Tensor  # int64 [N]
-    batch_size: int = 25
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return -(-len(self.labels) // self.batch_size)
-
-    def epoch(self):
-        """Yield (images, labels) of each batch."""
-        return zip(
-            self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True
-        )
-
-    @property
-    def key(self) -> str:
-        """Names these images: others have another key."""
-        return sha256(self.images.numpy().tobytes()).hexdigest()[:12]
-
-    def take(self, n: int) -> "Examples":
-        """The first `n` images."""
-        return Examples(self.images[:n], self.labels[:n], self.batch_size)
+Kept = list[tuple[Tensor, Tensor]]  # batches: normalised float32 [N, 3, H, W], labels int64 [N]
 
 
-def examples(batches) -> Examples:
-    """All batches of a `cvlab.data.Batches`, kept."""
-    images, labels = zip(*((x.contiguous(), y) for x, y in batches.epoch()), strict=True)
-    return Examples(torch.cat(images).cpu(), torch.cat(labels).cpu(), batches.batch_size)
+def in_memory(batches: Iterable[tuple[Tensor, Tensor]]) -> Kept:
+    """Batches as a network takes them, kept: resizing them takes longer than INT8 does."""
+    return [(images.contiguous(), labels) for images, labels in batches]
+
+
+def first(batches: Kept, n: int) -> Kept:
+    """Whole batches, as few as hold `n` images."""
+    return batches[: -(-n // len(batches[0][1]))]
+
+
+def stacked(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The images of all batches, float32 [N, 3, H, W]."""
+    return torch.cat([images for images, _ in batches]).contiguous()
+
+
+def digest(batches: Kept) -> str:
+    """Names these images: others have another name."""
+    found = sha256()
+    for images, _ in batches:
+        found.update(images.numpy())
+    return found.hexdigest()[:12]
 
 
 def compared(reference: Tensor, logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -81,54 +68,38 @@ def divergence(reference: Tensor, logits: Tensor) -> float:
     return (p.exp() * (p - q)).sum(1).mean().item()
 
 
-def unoptimised(model: Path, some: Examples, logits: Tensor) -> float:
-    """Share of images whose answer stays when ONNX Runtime rewrites nothing of the graph.
-
-    Rewriting should only save time. Where this is less than about 0.98, it changes numbers.
-    """
-    plain, labels = runtime.predict(model, some, level="none")
-    return (plain.argmax(1) == logits[: len(labels)].argmax(1)).double().mean().item()
+def against(reference: Model, batches: Kept) -> Callable[[Model], dict[str, float]]:
+    """A function that gives the row of a model, see `compared`; `reference` is run once, now."""
+    expected, labels = reference.predict(batches)
+    return lambda model: compared(expected, model.predict(batches)[0], labels)
 
 
-def ladder(
-    source: Source,
-    recipes: Mapping[str, Recipe],
-    some: Examples,
-    *,
-    check: int = 250,
-    what: str | None = None,
-) -> tuple[pd.DataFrame, dict[str, Tensor], dict[str, Path]]:
-    """Quantise by each recipe and compare with the float model.
+def comparison(
+    answers: Mapping[str, Tensor], labels: Tensor, files: Mapping[str, Path]
+) -> pd.DataFrame:
+    """Accuracy and size of models beside the first of them.
 
     Args:
-        source: the float model.
-        recipes: by name.
-        some: validation images.
-        check: so many of them also go through the graph that is not optimised.
-        what: label of a progress bar; None shows none.
+        answers: logits, float32 [N, classes], by name.
+        labels: int64 [N].
+        files: by the same names; OpenVINO's .xml counts with the weights beside it.
 
     Returns:
-        a table, one row for `FLOAT` and each recipe: see `compared`, with `size_mb`, `seconds` to
-        make the model (calibration is paid by the first that needs it) and `unoptimised`; then
-        logits and files by name.
+        a row a model: see `compared`, with `size_mb`.
     """
-    rows, logits, files = {}, {}, {FLOAT: source.float_model}
-    with progress(1 + len(recipes), what, "model") as bar:
-        for name in (FLOAT, *recipes):
-            began = time.perf_counter()
-            if name in recipes:
-                files[name] = source.make(recipes[name])
-            seconds = time.perf_counter() - began
-            logits[name], labels = runtime.predict(files[name], some)
-            row = {"size_mb": files[name].stat().st_size / 1e6, "seconds": seconds}
-            row["unoptimised"] = unoptimised(files[name], some.take(check), logits[name])
-            rows[name] = compared(logits[FLOAT], logits[name], labels) | row
-            bar.update()
-    return pd.DataFrame(rows).T.rename_axis("model"), logits, files
+    reference = next(iter(answers.values()))
+    rows = {name: compared(reference, logits, labels) for name, logits in answers.items()}
+    return pd.DataFrame(rows).T.assign(size_mb=[megabytes(files[name]) for name in answers])
+
+
+def megabytes(file: Path) -> float:
+    """What a model takes on the disk."""
+    parts = [file, file.with_suffix(".bin")] if file.suffix == ".xml" else [file]
+    return sum(part.stat().st_size for part in parts) / 1e6
 
 
 def speed(
-    files: Mapping[str, Path],
+    models: Mapping[str, Model],
     images: np.ndarray,
     threads: int,
     *,
@@ -137,62 +108,101 @@ def speed(
 ) -> pd.DataFrame:
     """Race ONNX models on one image and on the batch; the first is the reference.
 
-    Args:
-        files: by name.
-        images: normalised float32 [N, 3, H, W].
-        threads: of each model.
-        rounds: of `cvlab.bench.race`.
-        what: label of progress bars; None shows none.
-
     Returns:
-        a row a model: `latency_ms` of one image (or of the batch that a model insists on) with
-        `p10` and `p90`, `throughput` in images a
-        second, `speedup` of the batch over the first model's with its 95 % interval `speedup_low`
-        to `speedup_high`.
+        columns of `cvlab.lessons.engines.calls.timed`: latency of one image (or of the batch that a
+        model insists on), throughput and speedup of the batch, normalised float32 [N, 3, H, W].
     """
-    one = batch_size(runtime.session(next(iter(files.values()))), 1)
+    ways = {name: partial(calls.onnx, model.path) for name, model in models.items()}
+    one = next(iter(models.values())).batch_size(1)
     single, batch = (
-        race(
-            {
-                name: Contestant(partial(runtime.call, file), given, threads)
-                for name, file in files.items()
-            },
-            rounds=rounds,
-            what=what and f"{what}, batch {len(given)}",
+        calls.timed(
+            ways, given, threads, rounds=rounds, what=what and f"{what}, batch {len(given)}"
         )
         for given in (images[:one], images)
     )
-    table = single[["ms", "p10", "p90"]].rename(columns={"ms": "latency_ms"})
-    table["throughput"] = batch["images/s"]
-    names = {"ratio": "speedup", "low": "speedup_low", "high": "speedup_high"}
-    return table.join(batch[[*names]].rename(columns=names)).rename_axis("model")
+    latency = ["latency_ms", "p10", "p90"]
+    return single[latency].join(batch.drop(columns=latency))
+
+
+def side_by_side(
+    models: Mapping[str, Model], batches, images: np.ndarray, threads: int, *, rounds: int = 12
+) -> pd.DataFrame:
+    """Accuracy on `batches` and size, see `comparison`; time for `images`, see `speed`."""
+    answers = {}
+    for name, model in models.items():
+        answers[name], labels = model.predict(batches, what=name)
+    table = comparison(answers, labels, {name: model.path for name, model in models.items()})
+    return table.join(speed(models, images, threads, rounds=rounds, what="race"))
+
+
+def unoptimised(model: Model, batches: Kept, logits: Tensor) -> float:
+    """Share of images whose answer stays when ONNX Runtime rewrites nothing of the graph.
+
+    Rewriting should only save time. Where this is less than about 0.98, it changes numbers.
+    """
+    plain, labels = Model(model.path, level="none").predict(batches)
+    return (plain.argmax(1) == logits[: len(labels)].argmax(1)).double().mean().item()
+
+
+def ladder(
+    source: Source,
+    recipes: Mapping[str, Recipe],
+    batches: Kept,
+    *,
+    check: int = 250,
+    what: str | None = None,
+) -> tuple[pd.DataFrame, dict[str, Tensor], dict[str, Model]]:
+    """Quantise by each recipe and compare with the float model on validation images.
+
+    Args:
+        source: the float model.
+        recipes: by name.
+        batches: all models see them.
+        check: so many images also go through the graph that is not optimised.
+        what: label of a progress bar; None shows none.
+
+    Returns:
+        a table, one row for `FLOAT` and each recipe: see `comparison`, with `seconds` to make the
+        model (calibration is paid by the first that needs it) and `unoptimised`; then logits and
+        models by name.
+    """
+    models, logits, seconds, same = {FLOAT: source.float_model}, {}, {}, {}
+    with progress(1 + len(recipes), what, "model") as bar:
+        for name in (FLOAT, *recipes):
+            began = time.perf_counter()
+            if name in recipes:
+                models[name] = source.make(recipes[name])
+            seconds[name] = time.perf_counter() - began
+            logits[name], labels = models[name].predict(batches)
+            same[name] = unoptimised(models[name], first(batches, check), logits[name])
+            bar.update()
+    table = comparison(logits, labels, {name: model.path for name, model in models.items()})
+    table = table.assign(seconds=pd.Series(seconds), unoptimised=pd.Series(same))
+    return table.rename_axis("model"), logits, models
 
 
 def by_calibration(
-    model: Path,
+    model: Model,
     pool: Tensor,
     counts: Sequence[int],
-    some: Examples,
+    batches: Kept,
     folder: Path,
     *,
-    recipe: Recipe,
     draws: int = 3,
     seed: int = 0,
     what: str | None = None,
 ) -> pd.DataFrame:
-    """How much calibration is enough: the same recipe with other images, drawn from `pool`.
+    """How much calibration is enough: the default recipe with images drawn from `pool`.
 
     Returns:
         a row for each count and draw: `images`, `draw` and see `compared`.
     """
-    reference, labels = runtime.predict(model, some)
-    rows, random = [], np.random.default_rng(seed)
+    rows, random, judged = [], np.random.default_rng(seed), against(model, batches)
     with progress(len(counts) * draws, what, "model") as bar:
         for count in counts:
             for draw in range(draws):
                 chosen = random.choice(len(pool), min(count, len(pool)), replace=False)
-                source = Source(model, pool[chosen], folder)
-                logits, _ = runtime.predict(source.make(recipe), some)
-                rows.append({"images": count, "draw": draw} | compared(reference, logits, labels))
+                made = Source(model, pool[chosen], folder).make(Recipe())
+                rows.append({"images": count, "draw": draw} | judged(made))
                 bar.update()
     return pd.DataFrame(rows)

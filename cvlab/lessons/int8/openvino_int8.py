@@ -10,9 +10,8 @@ import pandas as pd
 import torch
 
 from cvlab import runtime
-from cvlab.bench import Contestant, race
-from cvlab.lessons.engines import rivals
-from cvlab.lessons.int8.ladder import FLOAT, Examples, compared
+from cvlab.lessons.engines import calls
+from cvlab.lessons.int8.ladder import FLOAT, Kept, comparison, first, stacked
 
 
 def available() -> bool:
@@ -50,33 +49,27 @@ def precision_run(compiled) -> str:
 
 
 def table(
-    model: Path, int8: Path, some: Examples, threads: int, *, rounds: int = 12
+    model: runtime.Model, int8: Path, batches: Kept, threads: int, *, rounds: int = 12
 ) -> pd.DataFrame:
-    """ONNX Runtime in fp32, then OpenVINO in each precision, on the same images.
-
-    Args:
-        model: ONNX in fp32.
-        int8: of `nncf_int8`.
-        some: validation images; the race runs one batch of 32.
-        threads: of each.
-        rounds: of the race.
+    """ONNX Runtime in fp32, then OpenVINO in each precision, also of `int8` (see `nncf_int8`).
 
     Returns:
-        a row each: `precision` (that ran), see `ladder.compared`, `throughput`, `speedup`.
+        a row each: `precision` (that ran), see `ladder.comparison`, `throughput` of one batch of 32
+        and `speedup`.
     """
-    reference, labels = runtime.predict(model, some)
-    asked = {"f32": (model, "f32"), "bf16": (model, "bf16"), "NNCF int8": (int8, "f32")}
-    rows = {"ONNX Runtime": {"precision": FLOAT} | compared(reference, reference, labels)}
-    calls = {"ONNX Runtime": partial(runtime.call, model)}
-    for name, (file, precision) in asked.items():
-        compiled = rivals.openvino_model(file, threads, precision)
+    plain = "ONNX Runtime"
+    asked = {"f32": (model.path, "f32"), "bf16": (model.path, "bf16"), "NNCF int8": (int8, "f32")}
+    files, ran, ways = {plain: model.path}, {plain: FLOAT}, {plain: partial(calls.onnx, model.path)}
+    answers = {}
+    answers[plain], labels = model.predict(batches)
+    for short, (file, precision) in asked.items():
+        name, compiled = f"OpenVINO {short}", calls.openvino_model(file, threads, precision)
         request = compiled.create_infer_request()
-        logits = [torch.tensor(request.infer([x.numpy()])[0]) for x, _ in some.epoch()]
-        row = {"precision": precision_run(compiled)}
-        rows[f"OpenVINO {name}"] = row | compared(reference, torch.cat(logits), labels)
-        calls[f"OpenVINO {name}"] = partial(rivals.openvino, file, precision=precision)
-    batch = some.images[:32].numpy()
-    field = {name: Contestant(call, batch, threads) for name, call in calls.items()}
-    times = race(field, rounds=rounds, what="OpenVINO")
-    times = times.rename(columns={"images/s": "throughput", "ratio": "speedup"})
-    return pd.DataFrame.from_dict(rows, orient="index").join(times[["throughput", "speedup"]])
+        logits = [torch.tensor(request.infer([images.numpy()])[0]) for images, _ in batches]
+        answers[name], files[name], ran[name] = torch.cat(logits), file, precision_run(compiled)
+        ways[name] = partial(calls.openvino, file, precision=precision)
+    batch = stacked(first(batches, 32))[:32].numpy()
+    times = calls.timed(ways, batch, threads, rounds=rounds, what="OpenVINO")
+    found = comparison(answers, labels, files).join(times[["throughput", "speedup"]])
+    found.insert(0, "precision", pd.Series(ran))
+    return found

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime import InferenceSession
 from onnxruntime import quantization as ort_quantization
 from onnxruntime.quantization import CalibrationMethod, QuantType
 from torch import Tensor
@@ -20,9 +19,9 @@ from torch import Tensor
 from cvlab import runtime
 from cvlab.machine import hardware
 from cvlab.paths import replace_atomically
+from cvlab.runtime import Model
 
 ACTIVATIONS = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
-
 
 RANGES = {  # what is taken for the range of an activation, from the calibration images
     "min-max": (CalibrationMethod.MinMax, {}),
@@ -32,16 +31,11 @@ RANGES = {  # what is taken for the range of an activation, from the calibration
     "entropy": (CalibrationMethod.Entropy, {"num_bins": 512}),
 }
 
-
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-
 
 POINTWISE = ("Clip", "Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu")
 
-
 ALREADY = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger")
-
-
 ALREADY += ("MatMulInteger", "QLinearConv", "QLinearMatMul")
 
 
@@ -107,43 +101,43 @@ class Source:
     Ranges are found once for each of `RANGES` and kept in `folder`, as are the models made.
     """
 
-    def __init__(self, model: Path, calibration: Tensor, folder: Path):
+    def __init__(self, model: Model, calibration: Tensor, folder: Path):
         """Check and prepare `model`.
 
         Args:
-            model: ONNX file in fp32 with one input, images.
+            model: in fp32 with one input, images.
             calibration: normalised float32 [N, 3, H, W]; take them from the training images.
             folder: where files are put.
 
         Raises:
             QuantizeError: the model cannot be quantised, or does not take these images.
         """
-        engine = _checked(model)
-        whole = len(calibration) - len(calibration) % batch_size(engine, 1)
-        self.images = calibration[:whole].numpy()
-        runtime.check_input(engine, self.images[: batch_size(engine, 16)])
-        digest = sha256(model.read_bytes() + self.images.tobytes()).hexdigest()[:12]
-        self.float_model, self.folder = model, folder / f"int8-{digest}"
+        _check(model)
+        whole = len(calibration) - len(calibration) % model.batch_size(1)
+        self.float_model, self.images = model, calibration[:whole].numpy()
+        model.check(self.images[: model.batch_size(16)])
+        digest = sha256(model.path.read_bytes() + self.images.tobytes()).hexdigest()[:12]
+        self.folder = folder / f"int8-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.model = self.folder / "prepared.onnx"
-        replace_atomically(lambda path: _prepare(model, path), self.model)
-        self.layers = layers(onnx.load(self.model))
+        self.prepared = self.folder / "prepared.onnx"
+        replace_atomically(lambda path: _prepare(model.path, path), self.prepared)
+        self.layers = layers(onnx.load(self.prepared))
 
-    @property
-    def key(self) -> str:
-        """Names model and calibration images: others have another key."""
-        return self.folder.name
+    def feeds(self, size: int) -> list[dict[str, np.ndarray]]:
+        """The calibration images as the model is fed, `size` at a time or as many as it takes."""
+        step, name = self.float_model.batch_size(size), self.float_model.input.name
+        return [{name: self.images[i : i + step]} for i in range(0, len(self.images), step)]
 
     def ranges(self, kind: str) -> Path:
         """The file with the range of every activation, made by running the images if need be."""
         path = self.folder / f"{kind.replace(' ', '_')}.json"
         if not path.is_file():
-            found = calibrate(self.model, self.images, kind)
+            found = calibrate(self.prepared, self.feeds(16), kind)
             replace_atomically(lambda file: ort_quantization.save_tensors_data(found, file), path)
         return path
 
-    def make(self, recipe: Recipe, path: Path | None = None, *, pinned: bool = True) -> Path:
-        """Write the INT8 model, by default to a name of its own in `folder`.
+    def make(self, recipe: Recipe, path: Path | None = None, *, pinned: bool = True) -> Model:
+        """Write the INT8 model, by default to a name of its own in `folder`, and load it.
 
         Args:
             recipe: what to quantise and how.
@@ -164,68 +158,69 @@ class Source:
             content = self._quantized(recipe)
             if pinned:
                 pin(content, recipe.keep)
-            known = {one.key: one.value for one in onnx.load(self.float_model).metadata_props}
+            known = self.float_model.metadata
             helper.set_model_props(content, known | {"int8": str(recipe)})
             onnx.checker.check_model(content)
             onnx.save(content, file)
 
-        return replace_atomically(write, path)
+        return Model(replace_atomically(write, path))
 
     def _quantized(self, recipe: Recipe) -> onnx.ModelProto:
         if recipe.kind == "weights":
-            return weights_only(onnx.load(self.model), recipe)
+            return weights_only(onnx.load(self.prepared), recipe)
         exclude = [name for layer in recipe.keep for name in self.layers[layer]]
-        how = {"per_channel": recipe.per_channel, "nodes_to_exclude": exclude}
-        how["reduce_range"] = needs_seven_bits()
         with TemporaryDirectory() as folder, runtime.quiet():
             file = Path(folder) / "int8.onnx"
-            if (
-                recipe.kind == "dynamic"
-            ):  # ConvInteger, its operator, has no kernel for int8 weights
-                how["weight_type"] = QuantType.QUInt8
-                ort_quantization.quantize_dynamic(self.model, file, **how)
+            if recipe.kind == "dynamic":
+                ort_quantization.quantize_dynamic(
+                    self.prepared,
+                    file,
+                    per_channel=recipe.per_channel,
+                    reduce_range=needs_seven_bits(),
+                    nodes_to_exclude=exclude,
+                    # its operator, ConvInteger, has no kernel for int8 weights
+                    weight_type=QuantType.QUInt8,
+                )
             else:
-                how |= {"activation_type": ACTIVATIONS[recipe.activations]}
-                how |= {
-                    "weight_type": QuantType.QInt8,
-                    "calibrate_method": RANGES[recipe.ranges][0],
-                }
-                how |= {"calibration_cache_path": self.ranges(recipe.ranges)}
-                ort_quantization.quantize_static(self.model, file, **how)
+                ort_quantization.quantize_static(
+                    self.prepared,
+                    file,
+                    per_channel=recipe.per_channel,
+                    reduce_range=needs_seven_bits(),
+                    nodes_to_exclude=exclude,
+                    weight_type=QuantType.QInt8,
+                    activation_type=ACTIVATIONS[recipe.activations],
+                    calibrate_method=RANGES[recipe.ranges][0],
+                    calibration_cache_path=self.ranges(recipe.ranges),
+                )
             return onnx.load(file)
 
 
-def batch_size(engine: InferenceSession, wanted: int) -> int:
-    """The batch that a model takes: its own where that is fixed, else `wanted`."""
-    first = engine.get_inputs()[0].shape[:1]
-    return first[0] if first and isinstance(first[0], int) else wanted
-
-
-def _checked(model: Path) -> InferenceSession:
-    """A model that can be quantised, loaded."""
-    engine, content = runtime.session(model), onnx.load(model)
-    inputs, kinds = engine.get_inputs(), {node.op_type for node in content.graph.node}
+def _check(model: Model) -> None:
+    """Can it be quantised?"""
+    content, inputs = onnx.load(model.path), model.session.get_inputs()
+    kinds = {node.op_type for node in content.graph.node}
     if done := kinds & set(ALREADY):
         raise QuantizeError(
-            f"{model} is quantised already: it holds {', '.join(sorted(done))}. Give the float "
-            "model that it was made from."
+            f"{model.path} is quantised already: it holds {', '.join(sorted(done))}. Give the "
+            "float model that it was made from."
         )
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         found = ", ".join(f"{one.name} {one.shape}" for one in inputs) or "none"
         raise QuantizeError(
-            f"{model} has the inputs {found}: calibration needs exactly one, images [N, 3, H, W]."
+            f"{model.path} has the inputs {found}: calibration needs exactly one, images "
+            "[N, 3, H, W]."
         )
     if inputs[0].type != "tensor(float)":
         raise QuantizeError(
-            f"{model} takes {inputs[0].type}, not float images. Quantise the network in fp32 "
+            f"{model.path} takes {inputs[0].type}, not float images. Quantise the network in fp32 "
             "first, then put pixels in front of it with cvlab.lessons.engines.deploy.with_pixels."
         )
     if not layers(content):
         raise QuantizeError(
-            f"{model} has nothing to quantise: no Conv, Gemm or MatMul with float32 weights among "
-            f"{', '.join(sorted(kinds))}."
+            f"{model.path} has nothing to quantise: no Conv, Gemm or MatMul with float32 weights "
+            f"among {', '.join(sorted(kinds))}."
         )
-    return engine
 
 
 def _prepare(model: Path, path: Path) -> None:
@@ -301,20 +296,23 @@ def quantize_weight(weight: np.ndarray, axis: int | None) -> tuple[np.ndarray, n
     return integers, scale.reshape(-1) if axis is not None else scale.reshape(())
 
 
-def calibrate(model: Path, images: np.ndarray, kind: str) -> ort_quantization.TensorsData:
+def calibrate(
+    model: Path, feeds: list[dict[str, np.ndarray]], kind: str
+) -> ort_quantization.TensorsData:
     """The range of every activation of a prepared model, by a method of `RANGES`.
 
-    The images go through 16 at a time, so that histograms are all that is kept of them.
+    The `feeds` go through one by one, so that histograms are all that is kept of them.
     """
     method, options = RANGES[kind]
-    engine = runtime.session(model)
-    name, step = engine.get_inputs()[0].name, batch_size(engine, 16)
     with TemporaryDirectory() as folder, runtime.quiet():
-        augmented = str(Path(folder) / "augmented.onnx")
-        how = {"augmented_model_path": augmented, "calibrate_method": method}
-        calibrator = ort_quantization.create_calibrator(model, **how, extra_options=options)
-        for i in range(0, len(images), step):
-            calibrator.collect_data(OneBatch({name: images[i : i + step]}))
+        calibrator = ort_quantization.create_calibrator(
+            model,
+            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            calibrate_method=method,
+            extra_options=options,
+        )
+        for feed in feeds:
+            calibrator.collect_data(OneBatch(feed))
         return calibrator.compute_data()
 
 

@@ -15,8 +15,8 @@ from onnx import numpy_helper
 from onnxruntime.quantization import qdq_loss_debug
 
 from cvlab import runtime
-from cvlab.lessons.int8.ladder import Examples, compared
-from cvlab.lessons.int8.quantize import Recipe, Source, batch_size, output_axis, weights
+from cvlab.lessons.int8.ladder import Kept, against, digest
+from cvlab.lessons.int8.quantize import Recipe, Source, output_axis, weights
 from cvlab.paths import as_json, store_text
 from cvlab.show import each
 
@@ -45,7 +45,7 @@ def channel_ranges(model: Path) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-def sqnr(source: Source, model: Path, n: int = 8) -> pd.DataFrame:
+def sqnr(source: Source, made: runtime.Model) -> pd.DataFrame:
     """Signal-to-quantisation-noise ratio of every layer, by ONNX Runtime's own comparison.
 
     Ten times the decimal logarithm of the signal's energy over the noise's, in dB: 6 dB are one
@@ -53,23 +53,22 @@ def sqnr(source: Source, model: Path, n: int = 8) -> pd.DataFrame:
     of layers with ReLU6, whose clipping the quantiser leaves to the rounding.
 
     Args:
-        source: the float model, with the images to run: `n` of its calibration images.
-        model: made of it by a static recipe.
-        n: few, for all activations are kept.
+        source: the float model, with the images to run.
+        made: of it by a static recipe.
 
     Returns:
         a row a layer, in the order of the graph: `title`, `weights`, and `activations`, what comes
         out of the layer against the float model: all noise up to there. NaN where ONNX Runtime
         finds no pair.
     """
-    pair, images = (source.model, model), source.images[:n]
+    pair, feed = (source.prepared, made.path), source.feeds(8)[0]  # all activations are kept
     with runtime.quiet():
         matched = qdq_loss_debug.create_weight_matching(*map(str, pair))
         noise = qdq_loss_debug.compute_weight_error(matched)
-        float_run, int8_run = (_activations(one, images) for one in pair)
+        float_run, int8_run = (_activations(one, feed) for one in pair)
         found = qdq_loss_debug.create_activation_matching(int8_run, float_run)
         activations = qdq_loss_debug.compute_activation_error(found)
-    stored, rows = weights(onnx.load(source.model)), {}
+    stored, rows = weights(onnx.load(source.prepared)), {}
     for layer, outputs in _outputs(source).items():
         known = next((activations[o] for o in outputs if o in activations), {})
         rows[layer] = {
@@ -82,16 +81,14 @@ def sqnr(source: Source, model: Path, n: int = 8) -> pd.DataFrame:
 
 def _outputs(source: Source) -> dict[str, list[str]]:
     """The tensors that each layer makes, that behind its activation function first."""
-    made = {node.name: list(node.output) for node in onnx.load(source.model).graph.node}
+    made = {node.name: list(node.output) for node in onnx.load(source.prepared).graph.node}
     return {
         layer: [output for node in nodes[::-1] for output in made[node]]
         for layer, nodes in source.layers.items()
     }
 
 
-def _activations(model: Path, images: np.ndarray) -> dict[str, list[np.ndarray]]:
-    engine = runtime.session(model)
-    feed = {engine.get_inputs()[0].name: images[: batch_size(engine, len(images))]}
+def _activations(model: Path, feed: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
     with TemporaryDirectory() as folder:
         wide = Path(folder) / "wide.onnx"
         qdq_loss_debug.modify_model_output_intermediate_tensors(model, wide)
@@ -118,7 +115,7 @@ class Journal:
 def leave_one_out(
     source: Source,
     recipe: Recipe,
-    some: Examples,
+    batches: Kept,
     *,
     layers: Sequence[str] | None = None,
     what: str | None = None,
@@ -130,7 +127,7 @@ def leave_one_out(
     Args:
         source: the float model.
         recipe: static or dynamic; layers that it keeps are kept.
-        some: validation images; some hundred will do, because `kl` is a smooth measure.
+        batches: validation images; some hundred will do, because `kl` is a smooth measure.
         layers: those to try; None tries all.
         what: label of a progress bar; None shows none.
 
@@ -138,12 +135,11 @@ def leave_one_out(
         a row a layer: `title`, `kl` and `agreement` with that layer in float, and `gain`, the
         share of the recipe's divergence that this saves; the greatest first.
     """
-    journal, names = Journal(source.folder / f"layers-{some.key}.json"), titles(source.model)
-    reference, labels = runtime.predict(source.float_model, some)
+    journal = Journal(source.folder / f"layers-{digest(batches)}.json")
+    names, judged = titles(source.prepared), against(source.float_model, batches)
 
     def measured(tried: Recipe) -> dict:
-        made = source.make(tried, source.folder / "layer.onnx")
-        return compared(reference, runtime.predict(made, some)[0], labels)
+        return judged(source.make(tried, source.folder / "layer.onnx"))
 
     before, rows = journal.row(recipe.key, lambda: measured(recipe))["kl"], {}
     for layer in each(layers or [*source.layers], what, "layer"):

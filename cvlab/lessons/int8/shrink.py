@@ -3,14 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 
-from cvlab import runtime
-from cvlab.lessons.int8.ladder import Examples, compared
+from cvlab.lessons.int8.ladder import Kept, against, digest, first
 from cvlab.lessons.int8.quantize import RANGES, QuantizeError, Recipe, Source
 from cvlab.lessons.int8.sensitivity import Journal, leave_one_out
+from cvlab.runtime import Model
 from cvlab.show import progress
 
 SCREEN = 500  # validation images that rank the layers
@@ -21,7 +20,7 @@ class Found:
     """What a search ended with."""
 
     recipe: Recipe
-    model: Path
+    model: Model
     reached: bool  # is the drop within what was tolerated?
     max_drop: float
     row: dict  # of `cvlab.lessons.int8.ladder.compared`
@@ -46,7 +45,7 @@ def standard_error(row: dict) -> float:
 
 
 def search(
-    source: Source, some: Examples, max_drop: float = 0.2, *, what: str | None = None
+    source: Source, batches: Kept, max_drop: float = 0.2, *, what: str | None = None
 ) -> Found:
     """The fewest layers left in float with which INT8 loses no more than `max_drop`.
 
@@ -59,14 +58,14 @@ def search(
 
     Args:
         source: the float model.
-        some: validation images; thousands, or the standard error alone is too much.
+        batches: validation images; thousands, or the standard error alone is too much.
         max_drop: percentage points of accuracy.
         what: label of progress bars; None shows none.
 
     Returns:
         the accepted recipe, or else that of the least divergence, with `reached` False.
     """
-    trials = _Trials(source, some, max_drop)
+    trials = _Trials(source, batches, max_drop)
     with progress(None, what and f"{what}: ranges", "recipe") as bar:
         for kind in RANGES:
             bar.update()
@@ -74,7 +73,7 @@ def search(
                 return trials.found(Recipe(ranges=kind), True)
     best = trials.least()
     label = what and f"{what}: layers"
-    order = leave_one_out(source, best, some.take(SCREEN), what=label).index
+    order = leave_one_out(source, best, first(batches, SCREEN), what=label).index
     with progress(None, what and f"{what}: how many", "recipe") as bar:
 
         def enough(k: int) -> bool:
@@ -103,19 +102,18 @@ def fewest(enough: Callable[[int], bool], most: int) -> int | None:
 class _Trials:
     """Recipes, each measured once on the same images, the rows kept in a journal."""
 
-    def __init__(self, source: Source, some: Examples, max_drop: float):
+    def __init__(self, source: Source, batches: Kept, max_drop: float):
         if not math.isfinite(max_drop) or max_drop < 0:
             raise QuantizeError(f"max_drop={max_drop} was given; expected percentage points >= 0.")
-        self.source, self.some, self.max_drop, self.rows = source, some, max_drop, {}
-        self.journal = Journal(source.folder / f"search-{some.key}.json")
-        self.reference, self.labels = runtime.predict(source.float_model, some)
+        self.source, self.max_drop, self.rows = source, max_drop, {}
+        self.journal = Journal(source.folder / f"search-{digest(batches)}.json")
+        self.judged = against(source.float_model, batches)
 
     def good(self, recipe: Recipe) -> bool:
         """Is its drop, with one standard error, within the limit?"""
 
         def measure() -> dict:
-            logits, _ = runtime.predict(self.source.make(recipe), self.some)
-            return compared(self.reference, logits, self.labels)
+            return self.judged(self.source.make(recipe))
 
         row = self.rows[recipe] = self.journal.row(recipe.key, measure)
         return row["drop_pp"] + standard_error(row) <= self.max_drop

@@ -1,17 +1,30 @@
-"""One network on every engine at hand: contestants for `cvlab.bench.race`."""
+"""A call of one network on every engine at hand, made ready for `cvlab.bench.race`."""
 
 import shutil
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
+import pandas as pd
 import torch
 from torch import nn
 
 from cvlab import runtime, store
-from cvlab.bench import Call, Contestant
+from cvlab.bench import Call, Contestant, race
 from cvlab.train import autocast
+
+COLUMNS = {  # what a race measures, as tables of models say it
+    "ms": "latency_ms",
+    "p10": "p10",
+    "p90": "p90",
+    "images/s": "throughput",
+    "ratio": "speedup",
+    "low": "speedup_low",
+    "high": "speedup_high",
+}
 
 
 def contestants(
@@ -20,8 +33,8 @@ def contestants(
     """PyTorch, ONNX Runtime and OpenVINO, each in its variants, on the same batch.
 
     Args:
-        net: the network, see `cvlab.store`.
-        model: the same network as ONNX file, for float inputs.
+        net: see `cvlab.store`.
+        model: the same network as ONNX file.
         images: normalised float32 [N, 3, H, W].
         threads: for all of them.
         device: "cpu" or "cuda".
@@ -41,13 +54,31 @@ def contestants(
         calls["PyTorch compiled"] = partial(torch_call, layout="channels_last", compiled=True)
     if device == "cpu":
         for level in runtime.LEVELS:
-            calls[f"ONNX Runtime, {level}"] = partial(runtime.call, model, level=level)
+            calls[f"ONNX Runtime, {level}"] = partial(onnx, model, level=level)
         if find_spec("openvino"):
             calls["OpenVINO"] = partial(openvino, model)
             calls["OpenVINO bf16"] = partial(openvino, model, precision="bf16")
     elif runtime.has_cuda():
-        calls["ONNX Runtime"] = partial(runtime.bound_call, model, device=device)
+        calls["ONNX Runtime"] = partial(onnx_bound, model, device=device)
     return {name: Contestant(call, images, threads) for name, call in calls.items()}
+
+
+def timed(
+    calls: Mapping[str, Callable[[np.ndarray, int], Call]],
+    images: np.ndarray,
+    threads: int,
+    *,
+    rounds: int = 12,
+    what: str | None = None,
+) -> pd.DataFrame:
+    """Race on one batch; `calls` of `images` and `threads` by name, the first is the reference.
+
+    Returns:
+        a row each: `latency_ms` of the batch with `p10` and `p90`, `throughput` in images a second,
+        `speedup` over the first with its 95 % interval `speedup_low` to `speedup_high`.
+    """
+    field = {name: Contestant(call, images, threads) for name, call in calls.items()}
+    return race(field, rounds=rounds, what=what)[[*COLUMNS]].rename(columns=COLUMNS)
 
 
 def network(
@@ -77,7 +108,7 @@ def pytorch(
     Args:
         net: see `cvlab.store`.
         images: float32 [N, 3, H, W].
-        threads: of PyTorch in this process, for good.
+        threads: for this process, for good.
         device: where weights and images are put, once.
         layout: "contiguous_format" (NCHW) or "channels_last" (NHWC).
         precision: "fp32" or, under autocast, "bf16".
@@ -90,6 +121,30 @@ def pytorch(
     def call() -> torch.Tensor:
         with torch.inference_mode(), autocast(torch.device(device), precision):
             return forward(batch)
+
+    return call
+
+
+def onnx(model: Path, images: np.ndarray, threads: int, level: str = "all") -> Call:
+    """A call of an ONNX file on the CPU; `level` is a key of `cvlab.runtime.LEVELS`."""
+    loaded = runtime.Model(model, threads=threads, level=level)
+    loaded.check(images)
+    feed = {loaded.input.name: images}
+    return lambda: loaded.session.run(None, feed)
+
+
+def onnx_bound(model: Path, images: np.ndarray, threads: int, device: str) -> Call:
+    """The same with input and output bound to memory of `device`, so that no call copies them."""
+    loaded = runtime.Model(model, threads=threads, device=device)
+    loaded.check(images)
+    session, binding = loaded.session, loaded.session.io_binding()
+    there = onnxruntime.OrtValue.ortvalue_from_numpy(images, device, 0)
+    binding.bind_ortvalue_input(loaded.input.name, there)
+    binding.bind_output(session.get_outputs()[0].name, device)
+
+    def call() -> list:
+        session.run_with_iobinding(binding)
+        return binding.get_outputs()
 
     return call
 
