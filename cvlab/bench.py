@@ -40,7 +40,7 @@ class Contestant:
     threads: int
 
 
-def time_calls(call: Callable[[], object], n: int, *, clock=time.perf_counter) -> np.ndarray:
+def time_calls(call: Call, n: int, *, clock=time.perf_counter) -> np.ndarray:
     """Seconds of each of `n` calls, the first included: float [n]. CUDA is waited for."""
     seconds = np.empty(n)
     for i in range(n):
@@ -53,35 +53,21 @@ def time_calls(call: Callable[[], object], n: int, *, clock=time.perf_counter) -
 
 
 def compare(
-    contestants: Mapping[str, Call],
-    *,
-    rounds: int = 20,
-    warmup: int = 3,
-    clock=time.perf_counter,
+    contestants: Mapping[str, Call], *, rounds: int = 20, warmup: int = 3, clock=time.perf_counter
 ) -> pd.DataFrame:
     """Time calls of this process in turns: one each a round, so that a slow moment hits all alike.
 
     For contestants of one library. Two thread pools in one process get into each other's way:
-    see `race`.
-
-    Args:
-        contestants: name to a call without arguments; the first is the reference of `ratio`.
-        rounds: timed calls of each.
-        warmup: calls of each before, not counted.
-        clock: seconds; the tests put their own.
-
-    Returns:
-        one row a contestant, see `summary`.
+    see `race`. The first contestant is the reference of `ratio`, see `summary`.
     """
     if not contestants or rounds < 1:
         raise ValueError(
             f"{len(contestants)} contestants, {rounds} rounds: need 1 or more of both."
         )
-    for call in contestants.values():
+    calls = contestants.values()
+    for call in calls:
         time_calls(call, warmup, clock=clock)
-    turns = [
-        [time_calls(call, 1, clock=clock) for call in contestants.values()] for _ in range(rounds)
-    ]
+    turns = [[time_calls(call, 1, clock=clock) for call in calls] for _ in range(rounds)]
     return summary(list(contestants), np.array(turns))
 
 
@@ -91,33 +77,24 @@ def race(
     rounds: int = 20,
     calls: int = 3,
     warmup: int = 10,
-    unequal: bool = False,
     what: str | None = None,
 ) -> pd.DataFrame:
     """Time contestants in turns, each in a process of its own that is frozen between its turns.
 
     So no thread pool can take a core from another one: ONNX Runtime's threads go on spinning for
     a while after their work, torch's sleep. A turn is one call to wake up, then `calls` timed ones.
-
-    Args:
-        contestants: by name; the first is the reference of `ratio`.
-        rounds: turns of each.
-        calls: timed calls of a turn.
-        warmup: calls of each before the first round, not counted.
-        unequal: compare in spite of different inputs or threads.
-        what: label of a progress bar; None shows none.
+    The first contestant is the reference of `ratio`. `what` labels a progress bar.
 
     Returns:
         one row a contestant, see `summary`, with `images/s` and `threads`.
 
     Raises:
-        UnfairComparison: inputs or threads differ, and `unequal` was not asked for.
+        UnfairComparison: inputs or threads differ.
         ContestantFailed: one cannot be prepared, or dies.
     """
     if not contestants or rounds < 1 or calls < 1:
         raise ValueError(f"{len(contestants)} contestants, {rounds} rounds: need 1 or more.")
-    if not unequal:
-        _check_equal(contestants)
+    _check_equal(contestants)
     rivals, seconds = [], []
     try:
         with progress(len(contestants) + rounds, what, "step") as bar:
@@ -132,9 +109,9 @@ def race(
         for rival in rivals:
             rival.close()
     table = summary(list(contestants), np.array(seconds))
-    batch = np.array([len(one.inputs) for one in contestants.values()])
-    table["images/s"] = batch * 1e3 / table["ms"]
-    table["threads"] = [one.threads for one in contestants.values()]
+    first = next(iter(contestants.values()))  # all work on the same
+    table["images/s"] = len(first.inputs) * 1e3 / table["ms"]
+    table["threads"] = first.threads
     return table
 
 
@@ -156,29 +133,28 @@ def summary(names: list[str], seconds: np.ndarray) -> pd.DataFrame:
     ratios = per_round[:, :1] / per_round  # [rounds, contestants]
     intervals = [quantile_test(column).confidence_interval(0.95) for column in ratios.T]
     columns = {"ms": median, "p10": p10, "p90": p90, "n": times.shape[1]}
-    columns |= {"ratio": np.median(ratios, axis=0)}
-    columns |= {side: [getattr(one, side) for one in intervals] for side in ("low", "high")}
+    table = pd.DataFrame(columns, index=pd.Index(names, name="contestant"))
+    table["ratio"] = np.median(ratios, axis=0)
+    table["low"] = [interval.low for interval in intervals]
+    table["high"] = [interval.high for interval in intervals]
     if times.shape[1] >= 100:
-        columns["p99"] = np.percentile(times, 99, axis=1)
-    return pd.DataFrame(columns, index=pd.Index(names, name="contestant"))
+        table["p99"] = np.percentile(times, 99, axis=1)
+    return table
 
 
 def _check_equal(contestants: Mapping[str, Contestant]) -> None:
-    first, *others = contestants.items()
+    (first, one), *others = contestants.items()
     for name, other in others:
-        here, there = (f"{one.inputs.dtype} {[*one.inputs.shape]}" for one in (first[1], other))
-        problem = ""
+        here, there = (f"{each.inputs.dtype} {[*each.inputs.shape]}" for each in (one, other))
         if here != there:
-            problem = f"{first[0]!r} works on {here}, {name!r} on {there}"
-        elif not np.array_equal(first[1].inputs, other.inputs):
-            problem = f"{first[0]!r} and {name!r} work on different values of {here}"
-        elif first[1].threads != other.threads:
-            problem = f"{first[0]!r} has {first[1].threads} threads, {name!r} has {other.threads}"
-        if problem:
-            raise UnfairComparison(
-                f"{problem}: the faster one would prove nothing. Give them the same, or say "
-                "unequal=True if the difference is what you want to measure."
-            )
+            problem = f"{first!r} works on {here}, {name!r} on {there}"
+        elif not np.array_equal(one.inputs, other.inputs):
+            problem = f"{first!r} and {name!r} work on different values of {here}"
+        elif one.threads != other.threads:
+            problem = f"{first!r} has {one.threads} threads, {name!r} has {other.threads}"
+        else:
+            continue
+        raise UnfairComparison(f"{problem}: the faster one proves nothing. Give them the same.")
 
 
 class _Rival:
@@ -234,8 +210,7 @@ def _compete(pipe: Connection, contestant: Contestant) -> None:
 
 def context():
     """How to start processes that have torch already: forked from a server that imported it."""
-    fast = "forkserver" in get_all_start_methods()
-    found = get_context("forkserver" if fast else "spawn")
+    found = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     found.set_forkserver_preload(["onnxruntime", "cvlab.zoo"])
     return found
 
@@ -246,7 +221,7 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory(tasks: Mapping[str, Callable[[], Callable[[], object]]]) -> pd.Series:
+def peak_memory(tasks: Mapping[str, Callable[[], Call]]) -> pd.Series:
     """Memory that work needs at its worst moment, each task in a fresh process: MB (10^6 bytes).
 
     On a CPU: how far the highest resident memory of the process rises above what Python, torch and
@@ -254,17 +229,19 @@ def peak_memory(tasks: Mapping[str, Callable[[], Callable[[], object]]]) -> pd.S
     and the libraries' work space. On a GPU: the highest sum of torch's tensors there.
 
     Args:
-        tasks: name to a picklable function that prepares the work and returns a call that does
-            it, made three times with one thread; a `functools.partial` will do. What its module
-            imports does not count.
+        tasks: name to a picklable function (a `functools.partial` will do) that prepares the
+            work and returns a call that does it, made three times with one thread. What its
+            module imports does not count.
     """
-    how = {"initializer": torch.set_num_threads, "initargs": (1,), "max_tasks_per_child": 1}
-    with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1), context(), **how) as pool:
+    workers = min(len(tasks), os.cpu_count() or 1)
+    with ProcessPoolExecutor(
+        workers, context(), initializer=torch.set_num_threads, initargs=(1,), max_tasks_per_child=1
+    ) as pool:
         peaks = list(pool.map(_peak_of, tasks.values()))
     return pd.Series(peaks, index=list(tasks), name="MB")
 
 
-def _peak_of(prepare: Callable[[], Callable[[], object]]) -> float:
+def _peak_of(prepare: Callable[[], Call]) -> float:
     torch.nn.Conv2d(8, 8, 3)(torch.zeros(1, 8, 8, 8)).sum().backward()
     before = _peak_resident()
     call = prepare()
@@ -281,8 +258,6 @@ def _peak_resident() -> int:
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
     if sys.platform == "win32":
-        import psutil
-
         return psutil.Process().memory_info().peak_wset
     import resource
 

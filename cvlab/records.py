@@ -6,12 +6,12 @@ type `MIME`, invisible to the reader. No other module knows the format.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nbformat
-
-from cvlab.metrics import Score
 from cvlab.show import in_notebook
+
+if TYPE_CHECKING:
+    import nbformat
 
 MIME = "application/vnd.cvlab.record+json"
 STAND_IN_LABEL = "SYNTHETIC STAND-IN DATA"
@@ -36,7 +36,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def stored_in(notebook: nbformat.NotebookNode) -> list[dict]:
+def stored_in(notebook: "nbformat.NotebookNode") -> list[dict]:
     """All records and claims stored in an executed notebook, in order."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return [dict(o.data[MIME]) for o in outputs if MIME in o.get("data", {})]
@@ -47,6 +47,8 @@ def interval(record: Mapping) -> tuple[float, float] | None:
 
     None where the record does not tell.
     """
+    from cvlab.metrics import Score
+
     value, tags = record["value"], record["tags"]
     if record["unit"] == "fraction" and tags.get("n"):
         return Score(float("nan"), round(value * tags["n"]), tags["n"]).interval

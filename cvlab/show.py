@@ -4,12 +4,13 @@ import html
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING
 
-import pandas as pd
 from tqdm import tqdm
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `import cvlab` shall wait for torch alone
+    import pandas as pd
     from ipywidgets import VBox, Widget
 
 
@@ -69,8 +70,6 @@ def each(items: Sequence, what: str | None, unit: str = "it") -> Iterator:
 
 def png(figure) -> bytes:
     """The figure as a PNG file's content, the same bytes for the same drawing."""
-    from io import BytesIO
-
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
@@ -91,7 +90,7 @@ def show_source(*things) -> None:
         display(HTML(f"<details><summary>{name} ({lines} lines)</summary>{body}</details>"))
 
 
-def show_tables(tables: Mapping[str, pd.DataFrame]) -> None:
+def show_tables(tables: Mapping[str, "pd.DataFrame"]) -> None:
     """Display data frames, title -> table, each of which unfolds on a click."""
     from IPython.display import HTML, display
 
