@@ -21,7 +21,7 @@ def clone(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     for path in (*(ROOT / "notebooks").glob("*.ipynb"), ROOT / "notebooks" / "profiles.toml"):
         shutil.copy(path, tmp_path / "notebooks")
-    now = address.places()[0].cells[0]
+    _, (now,) = address.places()["05_onnx"]
     text = f"git clone https://github.com/{now}.git\nhttps://github.com/{now}-2 {now}\n"
     for name in ("README.md", "CONTRIBUTING.md", "notebooks/more.md"):
         (tmp_path / name).write_text(text)
@@ -37,7 +37,7 @@ def files(root: Path) -> dict[str, bytes]:
 def test_every_badge_and_cell_of_the_repository_names_one_address():
     line, agree = address.state(address.places())
     assert agree, line
-    assert all(len(place.badges) == len(place.cells) == 1 for place in address.places())
+    assert all(len(badges) == len(cells) == 1 for badges, cells in address.places().values())
 
 
 def test_only_badges_and_cells_change_and_a_second_time_as_well(clone, capsys):
@@ -68,6 +68,31 @@ def test_in_texts_links_to_the_repository_change_and_nothing_like_them(clone):
             f"git clone https://github.com/somebody/their-fork.git\n"
             f"https://github.com/{now}-2 {now}\n"
         )
+
+
+@pytest.mark.parametrize("after", [2, 6])  # in the texts, in the notebooks
+def test_a_change_that_was_stopped_can_be_made_again(clone, monkeypatch, after):
+    """Also to an address that begins as the old one does."""
+    root, now = clone
+    whole, written = address.replace_atomically, []
+
+    def stop_in_mid_way(write, path):
+        if len(written) == after:
+            raise KeyboardInterrupt
+        written.append(path)
+        return whole(write, path)
+
+    monkeypatch.setattr(address, "replace_atomically", stop_in_mid_way)
+    with pytest.raises(KeyboardInterrupt):
+        address.change(f"{now}.new")
+    monkeypatch.setattr(address, "replace_atomically", whole)
+    address.change(f"{now}.new")
+    line, agree = address.state(address.places())
+    assert agree, line
+    assert line.startswith(f"{now}.new: ")
+    assert (
+        (root / "README.md").read_text().startswith(f"git clone https://github.com/{now}.new.git")
+    )
 
 
 def test_line_ends_stay_as_they_are(clone):

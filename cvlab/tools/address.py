@@ -1,35 +1,21 @@
 """Where this workbook lies on GitHub: named by every notebook's badge and bootstrap cell."""
 
 import re
-from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from cvlab.paths import project_root, replace_atomically
 from cvlab.tools.runner import notebook_paths
 
-ADDRESS = r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+"
-
-
-BADGE = re.compile(rf"(colab\.research\.google\.com/github/)({ADDRESS})(?=/blob/)")
-
-
-CELL = re.compile(rf"(cvlab @ git\+https://github\.com/)({ADDRESS})")
-
-
-OWNER = r"[A-Za-z0-9](?:-?[A-Za-z0-9])*"  # GitHub's rule: single hyphens, none at an end
+BADGE = re.compile(r"colab\.research\.google\.com/github/([\w-]+/[\w.-]+)/blob/")
+CELL = re.compile(r"cvlab @ git\+https://github\.com/([\w-]+/[\w.-]+)")
+# What GitHub allows: an owner's single hyphens are inside, no name is "." or "..".
+ALLOWED = re.compile(r"(?![^/]{40})[a-z\d]+(-[a-z\d]+)*/(?!\.\.?$)[\w.-]{1,100}", re.ASCII | re.I)
 
 
 class AddressError(ValueError):
     """No address, or none to replace; the message says what was given and what is expected."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """The addresses that one notebook names, in its badges and in its bootstrap cells."""
-
-    notebook: str
-    badges: tuple[str, ...]
-    cells: tuple[str, ...]
 
 
 def parse(text: str) -> str:
@@ -39,9 +25,7 @@ def parse(text: str) -> str:
         AddressError: it is neither.
     """
     short = text.removeprefix("https://github.com/").removesuffix("/").removesuffix(".git")
-    owner, _, name = short.partition("/")
-    rightly = len(owner) <= 39 and re.fullmatch(OWNER, owner)
-    if not rightly or not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) or name in (".", ".."):
+    if not ALLOWED.fullmatch(short):
         raise AddressError(
             f"{text!r} was given, expected OWNER/NAME of a repository on GitHub, as in "
             "somebody/their-fork, or https://github.com/OWNER/NAME."
@@ -49,18 +33,15 @@ def parse(text: str) -> str:
     return short
 
 
-def places() -> list[Place]:
-    """What each notebook names.
+def places() -> dict[str, tuple[list[str], list[str]]]:
+    """Notebook -> what its badges and what its bootstrap cells name.
 
     Raises:
         AddressError: there is no notebook that installs the package.
     """
-    found = []
-    for name, path in notebook_paths().items():
-        text = _read(path)
-        both = (tuple(match[2] for match in kind.finditer(text)) for kind in (BADGE, CELL))
-        found.append(Place(name, *both))
-    if not any(place.cells for place in found):
+    texts = {name: path.read_text(encoding="utf-8") for name, path in notebook_paths().items()}
+    found = {name: (BADGE.findall(text), CELL.findall(text)) for name, text in texts.items()}
+    if not any(cells for _, cells in found.values()):
         raise AddressError(
             f"No notebook in {project_root() / 'notebooks'} installs cvlab from GitHub, so there "
             "is no address here. Run this in a clone of the workbook."
@@ -68,13 +49,13 @@ def places() -> list[Place]:
     return found
 
 
-def state(found: list[Place]) -> tuple[str, bool]:
+def state(found: dict[str, tuple[list[str], list[str]]]) -> tuple[str, bool]:
     """The present address in one line, and whether every badge and cell names it."""
     where = {}
-    for place in found:
-        for address in sorted({*place.badges, *place.cells}):
-            where.setdefault(address, []).append(place.notebook)
-    lacking = [place.notebook for place in found if not (place.badges and place.cells)]
+    for notebook, named in found.items():
+        for address in sorted(set(chain(*named))):
+            where.setdefault(address, []).append(notebook)
+    lacking = [notebook for notebook, named in found.items() if not all(named)]
     if len(where) == 1 and not lacking:
         return f"{where.popitem()[0]}: named by badge and cell of all {len(found)} notebooks", True
     problems = [f"no badge or no bootstrap cell in {', '.join(lacking)}"] if lacking else []
@@ -87,27 +68,21 @@ def state(found: list[Place]) -> tuple[str, bool]:
 def change(new: str) -> list[Path]:
     """Write `new` for whatever addresses are named now; returns the files that changed.
 
-    Only the addresses change, byte for byte. Texts come first: what they name is known from the
+    Only links to these change, byte for byte. Texts come first: what they name is known from the
     notebooks, so that a stopped change can be made again.
 
     Raises:
         AddressError: see `places`; nothing is written then.
     """
-    old = {address for place in places() for address in place.badges + place.cells}
-    links = re.compile(rf"(github(?:\.com)?/)({'|'.join(map(re.escape, old))})(?![\w-])")
+    named = {new, *(address for both in places().values() for address in chain(*both))}
+    longest_first = sorted(named, key=len, reverse=True)  # one may begin as another does
+    either = "|".join(map(re.escape, longest_first))
+    link = re.compile(rf"(github(?:\.com)?/)(?:{either})(?![\w-])".encode())
     root, changed = project_root(), []
     texts = [root / "README.md", root / "CONTRIBUTING.md", *(root / "notebooks").glob("*.md")]
-    todo = [(path, (links,)) for path in texts if path.is_file()]
-    todo += [(path, (BADGE, CELL)) for path in notebook_paths().values()]
-    for path, kinds in todo:
-        before = after = _read(path)
-        for kind in kinds:
-            after = kind.sub(rf"\g<1>{new}", after)
+    for path in [*filter(Path.is_file, texts), *notebook_paths().values()]:
+        before = path.read_bytes()  # as text, a file's line ends would change
+        after = link.sub(rb"\g<1>" + new.encode(), before)
         if after != before:
-            content = after.encode("utf-8")
-            changed.append(replace_atomically(lambda it, data=content: it.write_bytes(data), path))
+            changed.append(replace_atomically(partial(Path.write_bytes, data=after), path))
     return changed
-
-
-def _read(path: Path) -> str:
-    return path.read_bytes().decode("utf-8")  # read_text would change a file's line ends
