@@ -285,12 +285,43 @@ def test_why_a_worker_is_refused():
     assert not cluster._problem(1, "0.1.0")
 
 
-def test_a_scheduler_that_does_not_answer_costs_seconds(workbook, capsys, monkeypatch):
+def test_a_scheduler_that_dies_costs_nothing_that_finished(lonely, workbook, monkeypatch, capsys):
+    root, _ = workbook
+    monkeypatch.setenv("RAN", str(lonely.log))
+    rewrite(root, "11_bad", "1 / 0", FIRST_TIME_HANGS)
+    lonely.worker()
+
+    def kill():
+        wait_for(lambda: pids(lonely.log))
+        lonely.processes[0].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    results = runner.execute(PLAN, root / "out", crew=crew_of(lonely.address, PLAN))
+    killer.join()
+    assert [r.status for r in results] == ["passed", "not run", "not run"]
+    assert "Stopped: the scheduler has gone. What has finished is kept" in capsys.readouterr().out
+    wait_for(lambda: is_gone(pids(lonely.log)[0]), 60)
+
+
+def test_without_dask_it_says_what_to_install(workbook, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    root, _ = workbook
+    run = ("run", "--scheduler", "tcp://127.0.0.1:1", "--out", root / "out")
+    assert command(*run) == 2
+    assert "Dask is not installed here: pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_scheduler_that_does_not_answer_costs_seconds(workbook, capsys, monkeypatch, listens):
+    """Nobody is there, or something else, which takes the call and says nothing."""
     monkeypatch.setattr("cvlab.tools.cluster.CONNECT_SECONDS", 1)
     root, _ = workbook
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # nobody listens
-        address = "tcp://127.0.0.1:{1}".format(*closed.getsockname())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        if listens:
+            other.listen()
+        address = "tcp://127.0.0.1:{1}".format(*other.getsockname())
         assert command("run", "--scheduler", address, "--out", root / "out") == 2
     assert f"No Dask scheduler answers at {address}" in capsys.readouterr().err
     assert not (root / "out").exists()

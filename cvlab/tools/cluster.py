@@ -1,7 +1,8 @@
 """Send notebooks to the workers of a Dask cluster; what they made comes back as it is made.
 
-A free worker gets one notebook, and the client, not Dask, says which: so a notebook that kills
-its worker takes no other down with it, and a worker that does not fit is left out.
+A free worker gets one notebook, and the client says which. Dask's own choice and retry would not
+do: it queues several at one worker, counts that worker's death against each of them, so that a
+notebook which kills its workers fails others that never ran; and it does not know who fits.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,11 +28,7 @@ from cvlab.paths import replace_atomically
 from cvlab.tools.runner import Crew, Plan, Result, Task, environment, execute_one, forget, tell
 
 CONNECT_SECONDS = 10
-
-
 LOOK_EVERY = 0.5  # seconds
-
-
 MAX_LOSSES = 3  # of workers by one notebook: then it is no accident
 
 
@@ -52,29 +49,26 @@ def crew(scheduler: str, plan: Plan) -> Iterator[Crew]:
     Raises:
         ClusterError: Dask is not installed, no scheduler answers, or none of its workers fits.
     """
-    with _connect(scheduler) as client:
-        cluster = Cluster(client, plan)
-        if not cluster.workers() and cluster.unfit:
-            raise ClusterError(f"No worker of {scheduler} can be used, for the reasons above.")
-        yield cluster.execute
-
-
-def _connect(scheduler: str):
     try:
         from distributed import Client
+
+        asyncio.run(_greet(scheduler))
+        client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
     except ImportError as error:
         raise ClusterError(
             f"--scheduler {scheduler} was given, but Dask is not installed here: "
             "pip install 'cvlab[tools]'"
         ) from error
-    try:
-        asyncio.run(_greet(scheduler))
-        return Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"No Dask scheduler answers at {scheduler} ({str(error) or 'no word in time'}). Give "
             "the address that `dask scheduler` has printed, tcp://HOST:PORT, and see that it runs."
         ) from error
+    with client:
+        cluster = Cluster(client, plan)
+        if not cluster.workers() and cluster.problems:
+            raise ClusterError(f"No worker of {scheduler} can be used, for the reasons above.")
+        yield cluster.execute
 
 
 async def _greet(scheduler: str) -> None:
@@ -93,15 +87,11 @@ class Cluster:
     """The workers of a scheduler, and who has which notebook."""
 
     def __init__(self, client, plan: Plan):
-        from distributed import as_completed
-
         self.client, self.plan = client, plan
-        self.arrivals = as_completed(loop=client.loop, with_results=True, raise_errors=False)
+        self.problems: dict[str, str] = {}  # worker's address -> why it does not fit, "" if it does
         self.waiting: deque[Task] = deque()
         self.sent = {}  # future -> (task, worker's address)
         self.losses = Counter()  # of workers, by notebook
-        self.fit, self.unfit = set(), set()  # addresses of the workers looked at
-        self.told_to_wait = False
 
     def execute(self, tasks: list[Task]) -> Iterator[Result]:
         """Execute tasks on the workers that are there or come; results in order of arrival.
@@ -111,12 +101,22 @@ class Cluster:
         Raises:
             ClusterLost: the scheduler is gone.
         """
+        from distributed import as_completed
+
         self.waiting.extend(tasks)
+        arrivals = as_completed(loop=self.client.loop, with_results=True, raise_errors=False)
+        told_to_wait, start = False, f"dask worker {self.client.scheduler.address} --nthreads 1"
         while self.waiting or self.sent:
             workers = self.workers()
-            self._send(workers)
+            free = [worker for worker, is_free in workers.items() if is_free]
+            idle = not free and not self.sent
+            if idle and not told_to_wait:
+                print(f"Waiting for workers; start one: {start}", flush=True)
+            told_to_wait = idle
+            for worker in free[: len(self.waiting)]:
+                arrivals.add(self._send(worker, workers))
             time.sleep(LOOK_EVERY)
-            for result in (*self._arrived(), *self._given_up(workers)):
+            for result in self._results(dict(arrivals.next_batch(block=False)), workers):
                 tell(result)
                 yield result
 
@@ -124,7 +124,7 @@ class Cluster:
         """The workers that fit, address -> is it free; of a new one that does not, it says why."""
         try:
             threads, busy = self.client.nthreads(), self.client.processing()
-            new = [address for address in threads if address not in self.fit | self.unfit]
+            new = [address for address in threads if address not in self.problems]
             ask = partial(self.client.run, metadata.version, "cvlab", on_error="return")
             versions = ask(workers=new) if new else {}
         except (OSError, AttributeError) as error:  # Dask's closed client has no scheduler
@@ -132,71 +132,54 @@ class Cluster:
         for address, version in versions.items():
             if isinstance(version, OSError):
                 continue  # gone again
-            problem = _problem(threads[address], version)
-            (self.unfit if problem else self.fit).add(address)
+            problem = self.problems[address] = _problem(threads[address], version)
             if problem:
                 print(f"Worker {address} is left out: {problem}.", file=sys.stderr)
-        self.fit, self.unfit = self.fit & threads.keys(), self.unfit & threads.keys()
-        return {address: not busy.get(address) for address in threads if address in self.fit}
-
-    def _send(self, workers: dict[str, bool]) -> None:
+        # one that has gone is forgotten: another may come to its address
+        self.problems = {one: why for one, why in self.problems.items() if one in threads}
         taken = {worker for _, worker in self.sent.values()}
-        free = [one for one, is_free in workers.items() if is_free and one not in taken]
-        if self.waiting and not free and not self.sent and not self.told_to_wait:
-            address = self.client.scheduler.address
-            print(f"Waiting for workers; start one: dask worker {address} --nthreads 1", flush=True)
-            self.told_to_wait = True
-        hosts = Counter(urlsplit(one).hostname for one in workers)
-        for worker in free[: len(self.waiting)]:
-            task = self.waiting.popleft()
-            name = task.path.stem
-            forget(task)
-            future = self.client.submit(
-                lambda *given: import_module("cvlab.tools.cluster").work(
-                    *given
-                ),  # travels by value
-                *(name, task.path.read_bytes(), asdict(self.plan), task.parameters),
-                hosts[urlsplit(worker).hostname],
-                key=f"{name}-{uuid4().hex}",  # else two runs at once would share a result
-                workers=[worker],
-            )
-            self.sent[future] = task, worker
-            self.arrivals.add(future)
-            self.told_to_wait = False
-            print(f"{name}: sent to {worker} ({task.profile}) ...", flush=True)
+        fit = [address for address, problem in self.problems.items() if not problem]
+        return {address: not busy.get(address) and address not in taken for address in fit}
 
-    def _arrived(self) -> Iterator[Result]:
-        for future, outcome in self.arrivals.next_batch(block=False):
-            if future not in self.sent or future.status not in ("finished", "error"):
-                continue
-            task, worker = self.sent.pop(future)
-            if future.status == "finished":
-                yield _keep(task, *outcome)
-            else:
-                kind, error, _ = outcome
-                yield Result(
-                    task.path.stem, "failed", error=f"{kind.__name__} on worker {worker}: {error}"
-                )
+    def _send(self, worker: str, workers: Collection[str]):
+        """Submit the first that waits to this worker alone; returns its future."""
+        task = self.waiting.popleft()
+        name, host = task.path.stem, urlsplit(worker).hostname
+        share = sum(urlsplit(other).hostname == host for other in workers)
+        forget(task)
+        future = self.client.submit(
+            lambda *given: import_module("cvlab.tools.cluster").work(*given),  # travels by value
+            *(name, task.path.read_bytes(), asdict(self.plan), task.parameters, share),
+            key=f"{name}-{uuid4().hex}",  # else two runs at once would share a result
+            workers=[worker],
+        )
+        self.sent[future] = task, worker
+        print(f"{name}: sent to {worker} ({task.profile}) ...", flush=True)
+        return future
 
-    def _given_up(self, workers: dict[str, bool]) -> Iterator[Result]:
-        """Queue the notebooks of lost workers again; gives results for those lost too often."""
+    def _results(self, arrived: dict, workers: Collection[str]) -> Iterator[Result]:
+        """How those went that ended; the notebook of a lost worker waits again, a few times."""
         for future, (task, worker) in list(self.sent.items()):
-            if worker in workers and future.status not in ("cancelled", "lost"):
-                continue
             name = task.path.stem
-            self.client.cancel(future)
-            del self.sent[future]
-            self.losses[name] += 1
-            print(f"{name}: worker {worker} was lost", flush=True)
-            if self.losses[name] < MAX_LOSSES:
-                self.waiting.appendleft(task)
+            if future in arrived and future.status == "finished":
+                yield _keep(task, *arrived[future])
+            elif future in arrived and future.status == "error":
+                kind, error, _ = arrived[future]
+                problem = f"{kind.__name__} on worker {worker}: {error}"
+                yield Result(name, "failed", error=problem)
+            elif worker in workers and future.status not in ("cancelled", "lost"):
+                continue  # it runs
             else:
-                yield Result(
-                    name,
-                    "failed",
-                    error=f"{MAX_LOSSES} workers were lost while they ran it, the last one "
-                    f"{worker}; have they too little memory?",
-                )
+                self.client.cancel(future)
+                self.losses[name] += 1
+                print(f"{name}: worker {worker} was lost", flush=True)
+                if self.losses[name] < MAX_LOSSES:
+                    self.waiting.appendleft(task)
+                else:
+                    problem = f"{MAX_LOSSES} workers were lost while they ran it, the last one "
+                    problem += f"{worker}; have they too little memory?"
+                    yield Result(name, "failed", error=problem)
+            del self.sent[future]
 
 
 def _problem(threads: int, version: str | Exception) -> str:
@@ -229,12 +212,8 @@ def work(
 ) -> tuple[dict, dict[str, bytes]]:
     """On a worker: execute a notebook; returns its result and every file it wrote.
 
-    Args:
-        name: the notebook's, without `.ipynb`.
-        source: the notebook as the client has it.
-        plan: a `Plan` as a dictionary; its data folder is one of this worker.
-        parameters: those of this notebook, checked.
-        share: how many workers share this machine's cores.
+    The scheduler, which need not have this package, reads what is sent: `plan` comes as a
+    dictionary. Its data folder is one of this worker; `share` workers share this machine's cores.
 
     Raises:
         FileNotFoundError: the data folder is not here.
