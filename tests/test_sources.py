@@ -3,6 +3,7 @@
 import io
 import pickle
 import tarfile
+import tempfile
 
 import numpy as np
 import pytest
@@ -13,18 +14,31 @@ from cvlab import sources
 
 
 @pytest.fixture
-def pickles(tmp_path, tiny_images):
-    """Torchvision's extracted folder with 50 + 20 images; returns (folder, images of batch 1)."""
-    folder = tmp_path / "cifar-10-batches-py"
+def pickles(tmp_path, tiny_images, monkeypatch):
+    """The extracted folder with 50 + 20 images, published as such; (folder, images of batch 1)."""
+    folder, files = tmp_path / "cifar-10-batches-py", {}
     folder.mkdir()
     for i, part in enumerate([*[f"data_batch_{i}" for i in range(1, 6)], "test_batch"]):
         images, labels = tiny_images(10 if i < 5 else 20, 10, seed=i)
         rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-        content = {b"data": rows, b"labels": labels.tolist()}
-        (folder / part).write_bytes(pickle.dumps(content, protocol=2))
-    names = [name.encode() for name in sources.class_names("cifar10")]
-    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, protocol=2))
+        files[part] = {"data": rows, "labels": labels.tolist()}
+    files["batches.meta"] = {"label_names": sources.class_names("cifar10")}
+    for name, content in files.items():
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    *batches, test, meta = ([name, sources.checksum(folder / name, "md5")] for name in files)
+    original = sources._torchvisions("cifar10")
+    monkeypatch.setattr(original, "train_list", batches)
+    monkeypatch.setattr(original, "test_list", [test])
+    monkeypatch.setattr(original, "meta", original.meta | {"md5": meta[1]})
     return tmp_path, tiny_images(10, 10, seed=0)[0]
+
+
+def as_archive(folder, at):
+    """The original `.tar.gz` of the extracted folder in `folder`."""
+    at.mkdir()
+    with tarfile.open(at / "cifar-10-python.tar.gz", "w:gz") as tar:
+        tar.add(folder / "cifar-10-batches-py", "cifar-10-batches-py")
+    return at / "cifar-10-python.tar.gz"
 
 
 @pytest.fixture
@@ -47,26 +61,61 @@ def add(tar, name, content):
     tar.addfile(member, io.BytesIO(content))
 
 
-def test_pickles_are_read_pixel_for_pixel(pickles):
+def test_the_extracted_folder_is_read_pixel_for_pixel(pickles):
     folder, first = pickles
     data = sources.read("cifar10", folder)
     assert np.array_equal(data.train[0][:10], first)
+    assert data.train[0].shape == (50, 32, 32, 3)
+    assert data.train[1].dtype == np.int64
     assert data.test[1].tolist() == [i % 10 for i in range(20)]
     assert data.classes[3] == "cat"
 
 
-def test_tar_gz_is_read_and_its_md5_checked(pickles, monkeypatch, tmp_path):
+def test_the_archive_is_read_from_a_read_only_folder_and_leaves_nothing(
+    pickles, monkeypatch, tmp_path
+):
     folder, first = pickles
-    archive = tmp_path / "elsewhere" / "cifar-10-python.tar.gz"
-    archive.parent.mkdir()
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder / "cifar-10-batches-py", "cifar-10-batches-py")
-    with pytest.raises(sources.DataError, match="MD5"):
+    archive = as_archive(folder, tmp_path / "elsewhere")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(sources, "project_root", lambda: tmp_path / "project")
+    archive.parent.chmod(0o555)
+    try:
+        data = sources.read("cifar10", archive.parent)
+    finally:
+        archive.parent.chmod(0o755)
+    assert np.array_equal(data.train[0][:10], first)
+    assert data.source == archive.name
+    assert list(archive.parent.iterdir()) == [archive]
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
+def test_half_an_archive_is_named_with_the_cure(pickles, tmp_path, keep):
+    archive = as_archive(pickles[0], tmp_path / "elsewhere")
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(sources.DataError, match=r"python\.tar\.gz cannot be read.*Copy it again"):
         sources.read("cifar10", archive.parent)
-    origin = list(sources.ORIGINALS["cifar10"])
-    origin[1] = sources.checksum(archive)
-    monkeypatch.setitem(sources.ORIGINALS, "cifar10", tuple(origin))
-    assert np.array_equal(sources.read("cifar10", archive.parent).train[0][:10], first)
+
+
+@pytest.mark.parametrize("file", ["data_batch_2", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_file_that_is_not_the_published_one_is_refused_unread(pickles, tmp_path, file, packed):
+    """It may be damaged, or a pickle that runs code: its MD5 is wrong either way."""
+    folder = pickles[0]
+    ran = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return ran.touch, ()
+
+    (folder / "cifar-10-batches-py" / file).write_bytes(pickle.dumps(Evil()))
+    if packed:
+        folder = as_archive(folder, tmp_path / "elsewhere").parent
+    with pytest.raises(sources.DataError, match=r"cifar-10-.* cannot be read: .* MD5\."):
+        sources.read("cifar10", folder)
+    assert not ran.exists()
 
 
 def test_class_folders_are_read_with_labels_in_the_order_of_labels_txt(class_folders, tiny_images):
@@ -74,18 +123,6 @@ def test_class_folders_are_read_with_labels_in_the_order_of_labels_txt(class_fol
     assert data.classes == ["ship", "cat"]
     assert np.array_equal(data.train[0], tiny_images(10, 2)[0])
     assert data.train[1].tolist() == [0, 1] * 5
-
-
-def test_a_pickle_that_would_run_code_is_refused(pickles):
-    folder, _ = pickles
-
-    class Evil:
-        def __reduce__(self):
-            return print, ("run",)
-
-    (folder / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps({b"data": Evil()}))
-    with pytest.raises(sources.DataError, match=r"print"):
-        sources.read("cifar10", folder)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])

