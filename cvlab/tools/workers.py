@@ -21,8 +21,6 @@ from cvlab.profiles import profiles
 from cvlab.show import progress
 
 MAX_DEATHS = 5  # of workers, before it is no accident
-
-
 LOOK_EVERY = 0.5  # seconds
 
 
@@ -53,13 +51,12 @@ def add(
     parameters are queued again. Interrupted, it keeps the finished trials; call it again to go on.
 
     Args:
-        study: its name; it is made where there is none.
+        study: its name; a new one is made.
         storage: a journal file, for workers of one machine, or a PostgreSQL URL, for many.
         workers: processes; each gets its share of the cores and draws of its own.
         trials: exactly so many, by all of them together.
         seconds: no trial is started after that.
         profile: of the notebook 04_optuna, whose budget of a trial a new study takes.
-        data: as `cvlab.data.load` takes it.
 
     Raises:
         StudyError: the storage cannot be used by several, the study was measured in another way,
@@ -88,13 +85,8 @@ def _objective(study: optuna.Study, data: cvdata.ImageData, profile: str) -> Obj
     if known:
         settings = {name: value for name, value in known.items() if name != "data"}
         return Objective(data, **settings, device=device)
-    knobs = profiles()["04_optuna"][profile]
-    budget = (
-        knobs["search_images"],
-        knobs["search_epochs"],
-        knobs["val_images"],
-        knobs["search_parts"],
-    )
+    names = ("search_images", "search_epochs", "val_images", "search_parts")
+    budget = (profiles()["04_optuna"][profile][name] for name in names)
     return Objective(data, "better", *budget, device=device)
 
 
@@ -108,24 +100,26 @@ def _shares(trials: int | None, workers: int) -> list[int | None]:
 def _supervise(job: Job, study: optuna.Study, shares: list[int | None], bar) -> None:
     """Start the workers, show their progress, replace those that die."""
     before, began, deaths = len(finished(study)), time.perf_counter(), 0
-    crew = [(_start(job, share), share) for share in shares]
+    crew = {_start(job, share): share for share in shares}
     try:
         while crew:
-            crew[0][0].join(LOOK_EVERY)
+            next(iter(crew)).join(LOOK_EVERY)
             gone = time.perf_counter() - began
             now = len(finished(study)) - before if shares[0] else int(gone)
             bar.set_postfix_str(so_far(study), refresh=False)
             bar.update(min(now, bar.total) - bar.n)
-            for worker, share in [one for one in crew if not one[0].is_alive()]:
-                crew.remove((worker, share))
+            for worker in [one for one in crew if not one.is_alive()]:
+                share = crew.pop(worker)
                 if worker.exitcode > 0:
                     raise StudyError("A worker has stopped; its message is above.")
                 if worker.exitcode < 0:
                     deaths += 1
+                    _tell_death(worker, study, deaths)
                     left = share and share - _done_by(worker, study)
-                    crew += _replace(job, study, worker, left, deaths)
+                    if left != 0:
+                        crew[_start(job, left)] = left
     finally:
-        for worker, _ in crew:
+        for worker in crew:
             worker.terminate()
             worker.join()
         requeue_dead(study)
@@ -142,7 +136,8 @@ def _done_by(worker: BaseProcess, study: optuna.Study) -> int:
     return sum(trial.user_attrs.get("process") == name for trial in finished(study))
 
 
-def _replace(job: Job, study: optuna.Study, worker: BaseProcess, left: int | None, deaths: int):
+def _tell_death(worker: BaseProcess, study: optuna.Study, deaths: int) -> None:
+    """Queue a dead worker's trial again and say so, or give up."""
     if deaths > MAX_DEATHS:
         raise StudyError(
             f"{deaths} workers were killed, the last by signal {-worker.exitcode}; too little "
@@ -154,7 +149,6 @@ def _replace(job: Job, study: optuna.Study, worker: BaseProcess, left: int | Non
         "trial(s) queued again, a new worker takes over.",
         file=sys.stderr,
     )
-    return [(_start(job, left), left)] if left != 0 else []
 
 
 def _work(job: Job, share: int | None) -> None:

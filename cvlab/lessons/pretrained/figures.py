@@ -21,18 +21,16 @@ def bubbles(table: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> Figure
     """Accuracy (column `y`) over cost (`x`, log scale); circles have the area `area`, in MB."""
     figure, axis = canvas(title, size=(7.5, 4.2))
     axis.set_xscale("log")
-    axis.scatter(
-        table["x"], table["y"], s=8 * table["area"], color=COLOURS[4], alpha=0.6, ec=COLOURS[0]
-    )
-    axis.plot(table["x"], table["y"], ".", color=COLOURS[6])
-    places = np.column_stack([np.log10(table["x"]), 5 * table["y"]])
+    x, y, size = table["x"], table["y"], 8 * table["area"]
+    axis.scatter(x, y, s=size, color=COLOURS[4], alpha=0.6, ec=COLOURS[0])
+    axis.plot(x, y, ".", color=COLOURS[6])
+    places = np.column_stack([np.log10(x), 5 * y])
     for place, (name, row) in zip(places, table.iterrows(), strict=True):
         away = 8 + np.sqrt(8 * row["area"] / np.pi)
         nearest = np.argsort(np.hypot(*(places - place).T))[:2][-1]
         side = 1 if row["y"] >= table["y"].iloc[nearest] else -1  # labels keep off the neighbour
-        how = {"textcoords": "offset points", "ha": "center", "va": "center"}
-        text = f"{name}, {row['area']:,.0f} MB"
-        axis.annotate(text, (row["x"], row["y"]), (0, side * away), **how)
+        text, at, to = f"{name}, {row['area']:,.0f} MB", (row["x"], row["y"]), (0, side * away)
+        axis.annotate(text, at, to, textcoords="offset points", ha="center", va="center")
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.margins(x=0.25, y=0.35)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -43,17 +41,16 @@ def bubbles(table: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> Figure
 
 
 def accuracies(tables: Mapping[str, pd.DataFrame], title: str, xlabel: str) -> Figure:
-    """Accuracies with 95 % intervals: a row for each index entry, a colour for each table.
-
-    Columns `accuracy`, `low`, `high`, `n`.
-    """
+    """`accuracy`, `low`, `high`, `n`: a row for each index entry, a colour for each table."""
     names = list(dict.fromkeys(name for table in tables.values() for name in table.index))
     figure, axis = canvas(title, size=(8, 0.28 * len(names) * len(tables) + 1.6))
     for i, (label, table) in enumerate(tables.items()):
         places = [names.index(name) + (i - (len(tables) - 1) / 2) * 0.22 for name in table.index]
-        low, high = table["accuracy"] - table["low"], table["high"] - table["accuracy"]
-        look = {"fmt": MARKERS[i], "color": COLOURS[i], "capsize": 3, "label": label}
-        axis.errorbar(table["accuracy"], places, xerr=[low, high], **look)
+        x = table["accuracy"]
+        bars = [x - table["low"], table["high"] - x]
+        axis.errorbar(
+            x, places, xerr=bars, fmt=MARKERS[i], color=COLOURS[i], capsize=3, label=label
+        )
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_xlim(0, 1)
@@ -70,8 +67,8 @@ def samples(shares: Mapping[str, np.ndarray], title: str, xlabel: str) -> Figure
     figure, axis = canvas(title, size=(7.5, 3.4))
     edges = np.arange(0, 1.0001, 0.04) - 0.01
     for i, (name, values) in enumerate(shares.items()):
-        look = {"color": COLOURS[i], "histtype": "stepfilled" if i == 0 else "step"}
-        axis.hist(values, edges, label=name, alpha=0.4 if i == 0 else 1, linewidth=2, **look)
+        kind, alpha = ("stepfilled", 0.4) if i == 0 else ("step", 1)
+        axis.hist(values, edges, color=COLOURS[i], histtype=kind, alpha=alpha, lw=2, label=name)
         axis.axvline(np.mean(values), color=COLOURS[i], linestyle=STYLES[i])
     everything = np.concatenate(list(shares.values()))
     axis.set_xlim(max(0, everything.min() - 0.08), min(1, everything.max() + 0.08))
@@ -83,10 +80,7 @@ def samples(shares: Mapping[str, np.ndarray], title: str, xlabel: str) -> Figure
 
 
 def top_answers(picture: np.ndarray, names: pd.Series, sums: pd.Series, title: str) -> Figure:
-    """A picture, [H, W, 3], its likeliest ImageNet classes, and what each CIFAR class adds up to.
-
-    `names` and `sums` are probabilities by name.
-    """
+    """A picture, [H, W, 3], its likeliest ImageNet classes, and the sum of each CIFAR class."""
     figure, axes = canvas(title, 3, size=(9, 2.9), width_ratios=[1, 1.2, 1.2])
     axes[0].imshow(picture)
     axes[0].axis("off")

@@ -1,5 +1,6 @@
 """Figures and the widget of 04_optuna."""
 
+import warnings
 from collections.abc import Mapping
 
 import ipywidgets as widgets
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from optuna.visualization import matplotlib as optuna_plots
 
 from cvlab import plots
 from cvlab.plots import COLOURS, PERCENT, canvas, set_title
@@ -19,9 +21,10 @@ def lottery(scores: Mapping[str, np.ndarray], n: int, truth: float, title: str) 
     figure, axis = canvas(title, size=(7.5, 3.6))
     edges = (np.arange(n + 2) - 0.5) / n
     for i, (name, values) in enumerate(scores.items()):
-        weights = np.full(len(values), 1 / len(values))
-        look = {"color": COLOURS[i], "alpha": 0.75 if i else 0.45, "rwidth": 0.8, "label": name}
-        axis.hist(values, edges, weights=weights, **look)
+        each, alpha = np.full(len(values), 1 / len(values)), 0.75 if i else 0.45
+        axis.hist(
+            values, edges, weights=each, color=COLOURS[i], alpha=alpha, rwidth=0.8, label=name
+        )
     axis.axvline(truth, color=COLOURS[6], linestyle="--", label=f"all images: {truth:.1%}")
     everything = np.concatenate(list(scores.values()))
     axis.set_xlim(everything.min() - 1 / n, everything.max() + 1 / n)
@@ -37,10 +40,6 @@ def by_optuna(kind: str, study, title: str, **options) -> Figure:
 
     The objective must be a share: it is shown in percent.
     """
-    import warnings
-
-    from optuna.visualization import matplotlib as optuna_plots
-
     with plt.rc_context(), warnings.catch_warnings():  # Optuna changes the style of all figures
         warnings.simplefilter("ignore")
         axes = np.ravel(getattr(optuna_plots, f"plot_{kind}")(study, **options))
@@ -64,17 +63,15 @@ def by_optuna(kind: str, study, title: str, **options) -> Figure:
     return figure
 
 
-def front(table: pd.DataFrame, title: str, xlabel: str, ylabel: str, chosen=None) -> Figure:
+def front(table: pd.DataFrame, title: str, xlabel: str, ylabel: str, chosen: int) -> Figure:
     """Candidates by cost (`x`, log scale) and accuracy (`y`); those with `best` are joined."""
     figure, axis = canvas(title, size=(7.5, 4))
     axis.set_xscale("log")
     best = table[table["best"]].sort_values("x")
     axis.plot(table["x"], table["y"], "o", color=COLOURS[7], markersize=5, label="beaten in both")
     axis.step(best["x"], best["y"], "-s", where="post", color=COLOURS[0], label="Pareto front")
-    if chosen is not None:
-        place = table.loc[chosen]
-        look = {"color": COLOURS[1], "markersize": 16, "linestyle": "", "label": "our choice"}
-        axis.plot(place["x"], place["y"], "*", **look)
+    ours = table.loc[chosen]
+    axis.plot(ours["x"], ours["y"], "*", color=COLOURS[1], markersize=16, label="our choice")
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_minor_locator(NullLocator())
@@ -90,10 +87,8 @@ def explore(trials: pd.DataFrame) -> widgets.Widget:
     `trials`: columns `score`, a fraction, and the parameters.
     """
     names = [name for name in trials if name != "score" and trials[name].nunique() > 1]
-    x, y = (
-        widgets.Dropdown(options=names, value=names[i], description=label)
-        for i, label in enumerate(("across", "up"))
-    )
+    x = widgets.Dropdown(options=names, value=names[0], description="across")
+    y = widgets.Dropdown(options=names, value=names[1], description="up")
 
     def draw(x: str, y: str):
         title = f"{len(trials)} trials: where are the bright ones?"

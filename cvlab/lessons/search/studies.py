@@ -12,7 +12,6 @@ from typing import Any
 
 import optuna
 import psutil
-from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
@@ -111,17 +110,10 @@ def new_study(
 ) -> optuna.Study:
     """Make a study, or open the one of this name in `storage`, see `open_storage`.
 
-    Args:
-        name: unique in its storage.
-        storage: None keeps it in memory.
-        sampler: a key of `SAMPLERS`.
-        pruner: a key of `PRUNERS`.
-        seed: of the sampler; a reopened study goes on with other draws. None, for workers that
-            run side by side, takes a fresh one.
-        directions: "maximize" or "minimize" for each value of the objective.
-
-    Raises:
-        StudyError: the storage cannot be used.
+    `sampler` and `pruner` are keys of `SAMPLERS` and `PRUNERS`; `directions` say "maximize" or
+    "minimize" for each value of the objective. The sampler is seeded by `seed` and the number of
+    trials: else a resumed search would draw its first ones again. None, for workers that run
+    side by side, takes a fresh seed.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if sampler not in SAMPLERS or pruner not in PRUNERS:
@@ -136,13 +128,9 @@ def new_study(
         directions=directions,
         load_if_exists=True,
     )
-    study.sampler = _sampler(sampler, seed, len(study.get_trials(deepcopy=False)))
+    known = len(study.get_trials(deepcopy=False))
+    study.sampler = SAMPLERS[sampler](seed=None if seed is None else seed + 1_000_003 * known)
     return study
-
-
-def _sampler(name: str, seed: int | None, trials: int) -> BaseSampler:
-    """Seeded by the number of trials too: else a resumed search would draw its first ones again."""
-    return SAMPLERS[name](seed=None if seed is None else seed + 1_000_003 * trials)
 
 
 def claim(study: optuna.Study, settings: dict[str, Any]) -> None:

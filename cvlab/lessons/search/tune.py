@@ -194,7 +194,8 @@ def search(
         claim(study, objective.settings)
     requeue_dead(study)
     left = None if trials is None else trials - len(finished(study))
-    time_left = None if seconds is None else seconds - spent(study)
+    spent = sum(trial.duration.total_seconds() for trial in finished(study))
+    time_left = None if seconds is None else seconds - spent
     if (left is not None and left <= 0) or (time_left is not None and time_left <= 0):
         return
     total, unit = (int(time_left), "s") if seconds else (left, "trial")
@@ -216,11 +217,6 @@ def search(
         bar.update(total - bar.n)
 
 
-def spent(study: optuna.Study) -> float:
-    """Seconds that the finished trials took, added up."""
-    return sum(trial.duration.total_seconds() for trial in finished(study))
-
-
 def so_far(study: optuna.Study) -> str:
     """How many trials have finished, and the best score of a single objective."""
     trials = finished(study)
@@ -231,7 +227,11 @@ def so_far(study: optuna.Study) -> str:
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that have run to their end or were pruned."""
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return _trials(study, TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def _trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=states)
 
 
 def statistics(study: optuna.Study) -> dict[str, Any]:
@@ -257,7 +257,6 @@ def table(study: optuna.Study, state: str) -> pd.DataFrame:
 
     A pruned trial's `score` is the last that it reported, at the end of epoch `epochs`.
     """
-    trials = study.get_trials(deepcopy=False, states=(TrialState[state],))
     rows = [
         {
             "trial": trial.number,
@@ -266,7 +265,7 @@ def table(study: optuna.Study, state: str) -> pd.DataFrame:
             "seconds": trial.user_attrs.get("seconds"),
             **trial.params,
         }
-        for trial in trials
+        for trial in _trials(study, TrialState[state])
     ]
     columns = ["trial", "score", "epochs", "seconds"]
     frame = pd.DataFrame(rows, columns=None if rows else columns)
@@ -281,7 +280,7 @@ def again(
     Returns:
         one row a trial and seed: `trial`, `searched` (its score in the study), `seed`, `fresh`.
     """
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    complete = _trials(study, TrialState.COMPLETE)
     chosen = sorted(complete, key=lambda t: t.value, reverse=True)[:best]
     plan, rows = [(trial, seed) for seed in seeds for trial in chosen], []
     for trial, seed in each(plan, "fresh seeds", "training"):
@@ -307,14 +306,7 @@ def compare(
     trials: int | None = None,
     seconds: float | None = None,
 ) -> pd.DataFrame:
-    """Search with each contestant from each seed, all for the same time.
-
-    Args:
-        contestants: by name.
-        objective: what all of them search.
-        seeds: of samplers and trainings.
-        trials: at most so many a search.
-        seconds: at most so long a search.
+    """Search with each contestant from each seed, of sampler and trainings, to the same limits.
 
     Returns:
         one row a search: `contestant`, `seed`, `trials`, `pruned`; of the trial that the study
@@ -327,10 +319,10 @@ def compare(
         study = new_study(f"{name} {seed}", sampler=one.sampler, pruner=one.pruner, seed=seed)
         search(study, judge, trials=trials, seconds=seconds, what=None)
         counts, best = statistics(study), study.best_trial
-        row = {"contestant": name, "seed": seed, "trials": counts["finished"]}
-        row |= {"pruned": counts["pruned"], "promised": best.value}
-        rows.append(row | {"val_accuracy": best.user_attrs["val_accuracy"]})
-    return pd.DataFrame(rows)
+        kept = best.user_attrs["val_accuracy"]
+        rows.append((name, seed, counts["finished"], counts["pruned"], best.value, kept))
+    columns = ["contestant", "seed", "trials", "pruned", "promised", "val_accuracy"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def first_epoch(study: optuna.Study) -> optuna.Study:
@@ -339,9 +331,8 @@ def first_epoch(study: optuna.Study) -> optuna.Study:
     For pictures of where good trials lie: of the complete trials alone they show survivors only.
     """
     first = new_study(f"{study.study_name}, first epoch", pruner="none")
-    for trial in finished(study):
-        if 1 in trial.intermediate_values:
-            first.add_trial(_copy(trial, [trial.intermediate_values[1]]))
+    known = [trial for trial in finished(study) if 1 in trial.intermediate_values]
+    first.add_trials(_copy(trial, [trial.intermediate_values[1]]) for trial in known)
     return first
 
 
@@ -356,9 +347,9 @@ def best_so_far(study: optuna.Study) -> pd.DataFrame:
 def with_costs(known: Sequence[optuna.Study], seed: int) -> optuna.Study:
     """A study of two objectives, accuracy and MACs, that begins with all complete trials known."""
     both = new_study("accuracy and MACs", seed=seed, directions=("maximize", "minimize"))
-    for trial in (trial for study in known for trial in finished(study)):
-        if trial.state == TrialState.COMPLETE:
-            both.add_trial(_copy(trial, [trial.value, trial.user_attrs["MACs"]]))
+    for study in known:
+        complete = _trials(study, TrialState.COMPLETE)
+        both.add_trials(_copy(t, [t.value, t.user_attrs["MACs"]]) for t in complete)
     return both
 
 
@@ -375,7 +366,6 @@ def candidates(study: optuna.Study) -> pd.DataFrame:
     Returns:
         `val_accuracy`, `MACs`, and `best`: it lies on the Pareto front, no trial beats it in both.
     """
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    rows = {t.number: t.values for t in trials}
+    rows = {t.number: t.values for t in _trials(study, TrialState.COMPLETE)}
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["val_accuracy", "MACs"])
     return frame.assign(best=frame.index.isin([t.number for t in study.best_trials]))
