@@ -127,9 +127,14 @@ def quantized(*arguments):
     return cli.main(["quantize", *map(str, arguments), "--where", "synthetic"])
 
 
-def test_the_command_writes_a_model_and_a_table(trained, capsys):
+def test_the_command_writes_a_model_and_a_table(trained, capsys, monkeypatch):
+    opened, real = [], runtime.session
+    monkeypatch.setattr(
+        runtime, "session", lambda path, **asked: opened.append(path) or real(path, **asked)
+    )
     out = trained.with_name("small.onnx")
     assert quantized(trained, "--max-drop", 3, "--out", out) == 0
+    assert opened.count(trained) == 1, "the float model carries its session"
     said = capsys.readouterr().out
     assert "within the 3" in said
     assert "speedup" in said

@@ -86,7 +86,7 @@ def stages(
         int8: made of `model`.
         data: as the network sees it.
         threads: for each engine.
-        rounds: turns of each.
+        rounds: see `cvlab.bench.race`.
 
     Returns:
         a row a stage: see `cvlab.lessons.int8.ladder.comparison`, against PyTorch, and
@@ -204,14 +204,9 @@ def plot_products(table: pd.DataFrame, title: str) -> Figure:
         side = 1 if above[name] else -1
         place = (row["latency_ms"], row["accuracy"])
         away = 10 + np.sqrt(20 * row["size_mb"] / np.pi)
+        text, shift = f"{name}, {size} MB", (0, side * away)
         axis.annotate(
-            f"{name}, {size} MB",
-            place,
-            (0, side * away),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=9,
+            text, place, shift, textcoords="offset points", ha="center", va="center", fontsize=9
         )
     axis.set(xlabel="latency of one image, ms (log scale)", ylabel="accuracy", ylim=(-0.1, 1.15))
     axis.margins(x=0.2)

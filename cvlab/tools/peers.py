@@ -20,7 +20,7 @@ from cvlab.data import ImageData
 from cvlab.lessons.engines import calls
 from cvlab.lessons.environment import BATCH, _rates, feed_rate, torchvision_loader
 from cvlab.lessons.int8 import openvino_int8, shrink
-from cvlab.lessons.int8.ladder import FLOAT, in_memory, side_by_side, stacked
+from cvlab.lessons.int8.ladder import FLOAT, first, in_memory, side_by_side, stacked
 from cvlab.lessons.int8.quantize import OneBatch, Source
 from cvlab.lessons.pretrained import finetune
 from cvlab.models import SmallCNN
@@ -134,7 +134,7 @@ def int8(
             default(model, file, source)
         models[name] = runtime.Model(file)
     test = in_memory(data.batches("test", 25))
-    batch = stacked(test[:2])[:32].numpy()
+    batch = stacked(first(test, 32))[:32].numpy()
     table = side_by_side(models, test, batch, threads)
     if openvino_int8.available():
         xml = openvino_int8.nncf_int8(model, source.images, folder / "nncf.xml")

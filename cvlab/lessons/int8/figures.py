@@ -22,15 +22,9 @@ def channel_levels(table: pd.DataFrame, title: str) -> Figure:
     levels = table["levels"].clip(lower=0.05)
     axis.plot(levels, table["title"].map(names.index) + spread, ".", color=COLOURS[0], alpha=0.45)
     axis.axvline(0.5, color=COLOURS[1], linestyle="--", linewidth=1.5)
-    axis.annotate(
-        "left of this: all weights become 0",
-        (0.5, -0.5),
-        (-5, 0),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9,
-        color=COLOURS[1],
-    )
+    note, place = "left of this: all weights become 0", (0.5, -0.5)
+    beside = axis.annotate(note, place, (-5, 0), textcoords="offset points", ha="right")
+    beside.set(fontsize=9, color=COLOURS[1])
     axis.set(xscale="log", xlim=(0.02, 180))
     axis.set_xticks([0.05, 0.5, 1, 10, 127], ["0", "0.5", "1", "10", "127"])
     axis.xaxis.set_minor_locator(NullLocator())

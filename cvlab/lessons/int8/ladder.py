@@ -82,7 +82,7 @@ def comparison(
     Args:
         answers: logits, float32 [N, classes], by name.
         labels: int64 [N].
-        files: by the same names; OpenVINO's .xml counts with the weights beside it.
+        files: by the same names.
 
     Returns:
         a row a model: see `compared`, with `size_mb`.
@@ -93,7 +93,7 @@ def comparison(
 
 
 def megabytes(file: Path) -> float:
-    """What a model takes on the disk."""
+    """What a model takes on the disk; an .xml of OpenVINO has its weights beside it."""
     parts = [file, file.with_suffix(".bin")] if file.suffix == ".xml" else [file]
     return sum(part.stat().st_size for part in parts) / 1e6
 
@@ -154,12 +154,7 @@ def ladder(
 ) -> tuple[pd.DataFrame, dict[str, Tensor], dict[str, Model]]:
     """Quantise by each recipe and compare with the float model on validation images.
 
-    Args:
-        source: the float model.
-        recipes: by name.
-        batches: all models see them.
-        check: so many images also go through the graph that is not optimised.
-        what: label of a progress bar; None shows none.
+    The first `check` images also go through the graph that is not optimised.
 
     Returns:
         a table, one row for `FLOAT` and each recipe: see `comparison`, with `seconds` to make the

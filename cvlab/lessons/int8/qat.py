@@ -5,8 +5,6 @@ is a float network whose activations stay within the ranges that they were round
 quantisation finds those ranges again.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from itertools import pairwise
 
@@ -19,17 +17,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from cvlab.zoo import timm
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
-
-
 CUTTING = (nn.ReLU, nn.ReLU6)  # clipping does their work: they cost nothing in INT8
-
-
 BENDING = (nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.LeakyReLU, nn.Tanh)
 
-
 COVERED = 0.999  # of an activation's values lie in its range
-
-
 SAMPLE = 50_000  # values of a tensor that its range is found from
 
 
@@ -133,23 +124,18 @@ def fold(model: nn.Module, images: Tensor) -> nn.Module:
 def calls(net: nn.Module, images: Tensor) -> list[tuple[str, nn.Module]]:
     """Layers, normalisations and activations with their names, in the order they are called."""
     found, kinds = [], (*WEIGHTED, _BatchNorm, *CUTTING, *BENDING)
-    with _watched(net, kinds, found), torch.inference_mode():
-        net(images[:1])
-    return found
-
-
-@contextmanager
-def _watched(net: nn.Module, kinds: tuple, found: list) -> Iterator[None]:
     hooks = [
         module.register_forward_pre_hook(lambda *_, pair=(name, module): found.append(pair))
         for name, module in net.named_modules()
         if isinstance(module, kinds)
     ]
     try:
-        yield
+        with torch.inference_mode():
+            net(images[:1])
     finally:
         for hook in hooks:
             hook.remove()
+    return found
 
 
 def finish(net: nn.Module) -> nn.Module:
@@ -169,18 +155,16 @@ def replace_layers(net: nn.Module, old: type[nn.Module], new: type[nn.Module]) -
 
 
 def add_squeeze_excite(net: nn.Module, activation: type[nn.Module]) -> None:
-    """Give every block of an EfficientNet-Lite of timm what EfficientNet has and Lite left out.
+    """Give every block of timm's EfficientNet-Lite, in place, what EfficientNet has and Lite not.
 
-    Behind the depthwise convolution the mean of each channel goes through two small layers to a
-    factor from 0 to 1 for that channel. The factors begin at 0.9, so that what the network knows
-    stays. Source: Hu et al., "Squeeze-and-excitation networks", 2018.
-
-    Args:
-        net: changed in place.
-        activation: between the two layers.
+    Behind the depthwise convolution the mean of each channel goes through two small layers,
+    `activation` between them, to a factor from 0 to 1 for that channel. The factors begin at 0.9,
+    so that what the network knows stays. Source: Hu et al., "Squeeze-and-excitation networks",
+    2018.
     """
     for block in (block for stage in net.blocks for block in stage):
         first = next(layer for layer in block.modules() if isinstance(layer, nn.Conv2d))
-        small = {"rd_channels": first.in_channels // 4, "act_layer": activation}
-        block.se = timm.layers.SqueezeExcite(block.conv_dw.out_channels, **small)
+        block.se = timm.layers.SqueezeExcite(
+            block.conv_dw.out_channels, rd_channels=first.in_channels // 4, act_layer=activation
+        )
         nn.init.constant_(block.se.fc2.bias, 2.2)  # sigmoid(2.2) is 0.9

@@ -125,11 +125,10 @@ def leave_one_out(
     Stopped and called again, it goes on with the layers that are missing.
 
     Args:
-        source: the float model.
+        source: holds the float model.
         recipe: static or dynamic; layers that it keeps are kept.
         batches: validation images; some hundred will do, because `kl` is a smooth measure.
         layers: those to try; None tries all.
-        what: label of a progress bar; None shows none.
 
     Returns:
         a row a layer: `title`, `kl` and `agreement` with that layer in float, and `gain`, the

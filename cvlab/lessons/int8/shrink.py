@@ -9,6 +9,7 @@ import pandas as pd
 from cvlab.lessons.int8.ladder import Kept, against, digest, first
 from cvlab.lessons.int8.quantize import RANGES, QuantizeError, Recipe, Source
 from cvlab.lessons.int8.sensitivity import Journal, leave_one_out
+from cvlab.metrics import Z
 from cvlab.runtime import Model
 from cvlab.show import progress
 
@@ -41,7 +42,7 @@ class Found:
 
 def standard_error(row: dict) -> float:
     """Of a paired drop, percentage points, from its 95 % interval."""
-    return (row["drop_high"] - row["drop_low"]) / (2 * 1.959964)
+    return (row["drop_high"] - row["drop_low"]) / (2 * Z)
 
 
 def search(
@@ -57,7 +58,7 @@ def search(
     What was measured is kept in the folder of `source`: stopped and called again, it goes on.
 
     Args:
-        source: the float model.
+        source: holds the float model.
         batches: validation images; thousands, or the standard error alone is too much.
         max_drop: percentage points of accuracy.
         what: label of progress bars; None shows none.
