@@ -4,29 +4,22 @@ The title (`suptitle`) says what to see; colours are Okabe and Ito's, told apart
 colour-blind, with line styles and markers that survive printing in grey.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+Lines = Mapping[str, tuple[Sequence, Sequence]]  # name -> (x, y)
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999"]
-
-
-PERCENT = PercentFormatter(1, decimals=0)
-
-
 STYLES = ["-", "--", "-.", ":"]
-
-
 MARKERS = "osD^vPX*"
-
-
+PERCENT = PercentFormatter(1, decimals=0)
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,10 +30,12 @@ STYLE = {
 }
 
 
-def canvas(title: str, columns: int = 1, rows: int = 1, size=(8.0, 4.2), **options):
-    """A figure with the workbook's style and its title at the left: (figure, axes)."""
+def canvas(title: str, columns: int = 1, rows: int = 1, size=(8.0, 4.2), bare=False, **options):
+    """A figure in the workbook's style: (figure, axes). `bare` hides the axes, for images."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
+    for axis in figure.axes if bare else ():
+        axis.axis("off")
     set_title(figure, title)
     return figure, axes
 
@@ -58,14 +53,11 @@ def footnote(figure: Figure, text: str) -> None:
 def image_grid(images: Sequence, labels: Sequence, classes: Sequence[str], title: str) -> Figure:
     """One row of thumbnails a class. `images` uint8 [N, 3, H, W]; the first 8 of each class."""
     labels = np.asarray(labels)
-    figure, axes = canvas(title, 8, len(classes), size=(7.2, 0.78 * len(classes) + 0.5))
-    for row, name in zip(axes, range(len(classes)), strict=True):
-        members = np.flatnonzero(labels == name)[:8]
-        for axis, index in zip(row, members, strict=False):
+    figure, axes = canvas(title, 8, len(classes), (7.2, 0.78 * len(classes) + 0.5), bare=True)
+    for label, (row, name) in enumerate(zip(axes, classes, strict=True)):
+        for axis, index in zip(row, np.flatnonzero(labels == label), strict=False):
             axis.imshow(np.asarray(images[index]).transpose(1, 2, 0))
-        for axis in row:
-            axis.axis("off")
-        row[0].set_title(classes[name], loc="left", fontsize=9, pad=2)
+        row[0].set_title(name, loc="left", fontsize=9, pad=2)
     return figure
 
 
@@ -78,26 +70,19 @@ def first_calls(seconds: np.ndarray, title: str) -> Figure:
     axis.plot(np.arange(2, len(ms) + 1), ms[1:], "o", color=COLOURS[0], markersize=4)
     label = f"median of the second half: {steady:.3g} ms"
     axis.axhline(steady, color=COLOURS[6], linestyle="--", linewidth=1, label=label)
-    axis.set(xlabel="call", ylabel="time of the call, ms")
-    axis.set_ylim(0, ms.max() * 1.15)
+    axis.set(xlabel="call", ylabel="time of the call, ms", ylim=(0, ms.max() * 1.15))
     axis.legend(loc="upper right")
     return figure
 
 
 def curves(
-    series: Mapping[str, tuple[Sequence, Sequence]],
-    title: str,
-    xlabel: str,
-    ylabel: str,
-    steps: bool = False,
-    **axis_options,
+    series: Lines, title: str, xlabel: str, ylabel: str, steps: bool = False, **axis_options
 ) -> Figure:
-    """Lines with their names at their right ends: name -> (x, y); `steps` holds y to the next x."""
+    """Lines with their names at their right ends; `steps` holds y to the next x."""
     figure, axis = canvas(title, size=(7.5, 4))
+    kind = "steps-post" if steps else "default"
     for i, (x, y) in enumerate(series.values()):
-        look = {"color": COLOURS[i % 8], "marker": MARKERS[i % 8], "markersize": 4}
-        look["drawstyle"] = "steps-post" if steps else "default"
-        axis.plot(x, y, STYLES[i % 4], **look)
+        axis.plot(x, y, MARKERS[i % 8] + STYLES[i % 4], color=COLOURS[i % 8], ms=4, drawstyle=kind)
     axis.set(xlabel=xlabel, ylabel=ylabel, **axis_options)
     axis.margins(x=0.12)
     if xlabel == "epoch":
@@ -105,10 +90,9 @@ def curves(
     axis.autoscale_view()
     ends = [(x[-1], y[-1]) for x, y in series.values()]
     heights = (axis.transData - axis.transAxes).transform(ends)[:, 1]  # 0..1 of the axes
-    for i, (name, height) in enumerate(zip(series, apart(heights, 0.055), strict=True)):
-        how = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-        where = {"xy": (ends[i][0], height), "xytext": (6, 0), "va": "center"}
-        axis.annotate(name, **where, **how, color=COLOURS[i % 8])
+    units, colours = ("data", "axes fraction"), cycle(COLOURS)
+    for name, (x, _), y, colour in zip(series, ends, apart(heights, 0.055), colours, strict=False):
+        axis.annotate(name, (x, y), (6, 0), units, "offset points", va="center", color=colour)
     return figure
 
 
@@ -135,16 +119,11 @@ def dots(
     figure, axes = canvas(title, len(values), size=size, sharey=True, squeeze=False)
     for axis, (column, label) in zip(axes[0], values.items(), strict=True):
         for i, (group, rows) in enumerate(groups):
-            look = {"marker": MARKERS[i], "color": COLOURS[2 * i], "alpha": 0.75, "mew": 0}
-            for place, name in enumerate(names):
-                scores = rows[column][rows[by] == name]
-                y = place + (i - (len(groups) - 1) / 2) * 0.4
-                axis.plot(scores, np.full(len(scores), y), linestyle="", **look)
-                line = {"color": COLOURS[1], "linewidth": 2.5}
-                axis.plot(
-                    [scores.mean()] * 2, [y - 0.3 / len(groups), y + 0.3 / len(groups)], **line
-                )
-            axis.plot([], linestyle="", label=group, **look)
+            y = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * 0.4
+            at, look = y[names.get_indexer(rows[by])], COLOURS[2 * i]
+            axis.plot(rows[column], at, MARKERS[i], color=look, alpha=0.75, mew=0, label=group)
+            means, half = rows.groupby(by)[column].mean().reindex(names), 0.3 / len(groups)
+            axis.plot([means, means], [y - half, y + half], color=COLOURS[1], linewidth=2.5)
         axis.set_xlabel(label)
         axis.xaxis.set_major_formatter(PERCENT)
         axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -176,11 +155,10 @@ def bars(table: pd.DataFrame, title: str, columns: Mapping[str, str]) -> Figure:
         shares = values.max() <= 1
         for place, value, end in zip(places, values, ends, strict=True):
             text = f"{value:.0%}" if shares else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-            text = "not known" if np.isnan(value) else text
-            end = 0 if np.isnan(value) else end
+            if np.isnan(value):
+                text, end = "not known", 0
             axis.annotate(text, (end, place), (4, -4), textcoords="offset points", fontsize=9)
-        axis.set_xlabel(label)
-        axis.set_xlim(0, 1.25 * ends.max())
+        axis.set(xlabel=label, xlim=(0, 1.25 * ends.max()))
         axis.xaxis.set_major_locator(MaxNLocator(4))
         if shares:
             axis.xaxis.set_major_formatter(PERCENT)
@@ -193,15 +171,14 @@ def bars(table: pd.DataFrame, title: str, columns: Mapping[str, str]) -> Figure:
 def scatter(table: pd.DataFrame, x: str, y: str, colour: str, title: str) -> Figure:
     """Two columns of a table against each other, coloured by a share in a third."""
     figure, axis = canvas(title, size=(6.5, 4))
-    points = axis.scatter(
-        _places(axis, "x", table[x]), _places(axis, "y", table[y]), c=table[colour], cmap="viridis"
-    )
+    across, up = _places(axis, "x", table[x]), _places(axis, "y", table[y])
+    points = axis.scatter(across, up, c=table[colour], cmap="viridis")
     figure.colorbar(points, label=colour, format=PERCENT)
     axis.set(xlabel=x, ylabel=y)
     return figure
 
 
-def _places(axis, side: str, values: pd.Series) -> np.ndarray:
+def _places(axis: Axes, side: str, values: pd.Series) -> np.ndarray:
     """Where a parameter's values go: names in a row, spread a little; rates on a log scale."""
     if not pd.api.types.is_numeric_dtype(values) or values.dtype == bool:
         names = sorted(values.astype(str).unique())
@@ -211,14 +188,6 @@ def _places(axis, side: str, values: pd.Series) -> np.ndarray:
     if values.min() > 0 and values.max() / values.min() > 30:
         getattr(axis, f"set_{side}scale")("log")
     return values.to_numpy()
-
-
-def shares(table: pd.DataFrame, title: str) -> Figure:
-    """A table of shares as a heat map."""
-    figure, axis = canvas(title, size=(8.5, 0.45 * len(table) + 1.2))
-    _shares(axis, table)
-    axis.set(xlabel="", ylabel="")
-    return figure
 
 
 def training(histories: Mapping, title: str) -> Figure:
@@ -234,8 +203,8 @@ def training(histories: Mapping, title: str) -> Figure:
             low, high = batches[what].quantile(0.25), batches[what].quantile(0.75)
             axis.fill_between(low.index, low, high, color=COLOURS[0], alpha=0.2, lw=0)
             for part, look, colour in (("train", "-o", COLOURS[0]), ("val", "--s", COLOURS[1])):
-                line = {"color": colour, "label": part, "markersize": 3.5}
-                axis.plot(epochs["epoch"], epochs[f"{part}_{what}"], look, **line)
+                values = epochs[f"{part}_{what}"]
+                axis.plot(epochs["epoch"], values, look, color=colour, label=part, markersize=3.5)
             axis.set_ylabel(what)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         row[0].set_title(f"{name}: {history.seconds:.0f} s in all", loc="left", fontsize=9.5)
@@ -243,34 +212,39 @@ def training(histories: Mapping, title: str) -> Figure:
         row[1].set_ylim(0, 1.03)
         row[1].yaxis.set_major_formatter(PERCENT)
     axes[0, 0].legend(frameon=False)
-    for axis in axes[-1]:
-        axis.set_xlabel("epoch")
+    plt.setp(axes[-1], xlabel="epoch")
     return figure
 
 
 def pictures(images: Mapping[str, np.ndarray], title: str, columns: int = 5) -> Figure:
     """Named pictures in rows, each pixel a square: grey [H, W] in 0..1 or colour [H, W, 3]."""
     rows = -(-len(images) // columns)
-    figure, axes = canvas(title, columns, rows, size=(9, 9 / columns * rows + 0.8), squeeze=False)
+    size = (9, 9 / columns * rows + 0.8)
+    figure, axes = canvas(title, columns, rows, size, bare=True, squeeze=False)
     for axis, (name, image) in zip(axes.flat, images.items(), strict=False):
         axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(name, loc="left", fontsize=9)
-    for axis in axes.flat:
-        axis.axis("off")
     return figure
 
 
 def confusion(counts: pd.DataFrame, title: str) -> Figure:
     """True classes as rows, predicted ones as columns; colour and numbers are shares of a row."""
-    shares = counts.div(counts.sum(axis=1), axis=0)
-    figure, axis = canvas(title, size=(0.75 * len(counts) + 2.2, 0.5 * len(counts) + 1.6))
-    _shares(axis, shares)
-    axis.set(xlabel="predicted", ylabel="true")
+    table = counts.div(counts.sum(axis=1), axis=0)
+    figure = shares(table, title, (0.75 * len(counts) + 2.2, 0.5 * len(counts) + 1.6))
+    figure.axes[0].set(xlabel="predicted", ylabel="true")
     return figure
 
 
-def _shares(axis, table: pd.DataFrame) -> None:
-    """A table of shares as a heat map, with its numbers where they have room."""
+def shares(table: pd.DataFrame, title: str, size: Sequence[float] | None = None) -> Figure:
+    """A table of shares as a heat map."""
+    figure, axis = canvas(title, size=size or (8.5, 0.45 * len(table) + 1.2))
+    heat_map(axis, table)
+    axis.set(xlabel="", ylabel="")
+    return figure
+
+
+def heat_map(axis: Axes, table: pd.DataFrame) -> None:
+    """A table of shares in colour, with its numbers where they have room."""
     import seaborn
 
     look = {"annot": len(table.columns) <= 20, "fmt": ".0%", "cmap": "Blues", "cbar": False}
@@ -285,12 +259,12 @@ def live(run, what: str, draw: Callable, every: int = 1) -> Callable:
     It lets two seconds pass between drawings. Show the finished figure under the same name
     afterwards; a headless run, which keeps the last drawing only, then ends with one figure.
     """
-    drawn = [-math.inf]
+    drawn = float("-inf")
 
     def watch(history, optimizer) -> None:
-        due = len(history.epoch_rows) % every == 0 and time.monotonic() - drawn[0] >= 2
-        if due:
+        nonlocal drawn
+        if len(history.epoch_rows) % every == 0 and time.monotonic() - drawn >= 2:
             run.show(draw(history), what)
-            drawn[0] = time.monotonic()
+            drawn = time.monotonic()
 
     return watch

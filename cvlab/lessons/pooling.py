@@ -16,7 +16,7 @@ from cvlab.bench import peak_memory
 from cvlab.data import ImageData, Split
 from cvlab.metrics import over_seeds, score
 from cvlab.models import POOLINGS, PoolingNet, summary
-from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, _shares, canvas, footnote
+from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, canvas, footnote, heat_map
 from cvlab.show import interactive
 from cvlab.train import History, Training, autocast, choose_precision, evaluate, fit, predict
 
@@ -205,7 +205,7 @@ def plot_answers(picture: np.ndarray, probabilities: pd.DataFrame, title: str) -
     figure, (left, right) = canvas(title, 2, size=size, width_ratios=[1, 3])
     left.imshow(picture)
     left.axis("off")
-    _shares(right, probabilities)
+    heat_map(right, probabilities)
     for row, column in enumerate(probabilities.to_numpy().argmax(1)):
         frame = plt.Rectangle((column, row), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=2.5)
         right.add_patch(frame)
