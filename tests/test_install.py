@@ -108,11 +108,10 @@ def test_a_notebook_needs_no_tool():
     tools = {name.replace("-", "_") for name in EXTRAS["tools"] | EXTRAS["dev"]}
     kit = [path for path in (ROOT / "cvlab").rglob("*.py") if "tools" not in path.parts]
     for path in kit:
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in getattr(node, "names", [])]
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                assert not {name.split(".")[0] for name in names} & tools, path
+        nodes = ast.walk(ast.parse(path.read_text()))
+        for node in (node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)):
+            names = [getattr(node, "module", None) or node.names[0].name]
+            assert not {name.split(".")[0] for name in names} & tools, path
 
 
 def test_requirements_end_by_installing_the_package_itself():
