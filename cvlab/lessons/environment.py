@@ -1,41 +1,40 @@
 """00: how fast images are fed, and what the data look like."""
 
+from functools import partial
+
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch.utils.data import DataLoader, Dataset
 
-from cvlab import plots
 from cvlab.bench import compare
 from cvlab.data import ImageData, Split
+from cvlab.machine import import_torchvision
 from cvlab.plots import COLOURS, canvas
 from cvlab.show import interactive
 
+BATCH = 128
 
-def torchvision_loader(split: Split, batch_size: int, mean, std, *, workers: int = 2):
+
+def torchvision_loader(split: Split, batch_size: int, mean, std, *, workers: int = 2) -> DataLoader:
     """The same augmentation as every tutorial writes it, for comparison: one image at a time.
 
-    Returns:
-        a `torch.utils.data.DataLoader` of (float32 [B, 3, H, W], int64 [B]).
+    Its batches are (float32 [B, 3, H, W], int64 [B]).
     """
-    from cvlab.machine import import_torchvision
-
     import_torchvision()
     from torchvision import transforms
 
-    transform = transforms.Compose(
-        [
-            transforms.ToPILImage(),
-            transforms.RandomCrop(split.images.shape[-1], padding=4, padding_mode="reflect"),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(mean, std),
-        ]
-    )
-    dataset = _Transformed(split, transform)
-    return torch.utils.data.DataLoader(
-        dataset,
+    steps = [
+        transforms.ToPILImage(),
+        transforms.RandomCrop(split.images.shape[-1], padding=4, padding_mode="reflect"),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(mean, std),
+    ]
+    return DataLoader(
+        _Transformed(split, transforms.Compose(steps)),
         batch_size,
         shuffle=True,
         drop_last=True,
@@ -44,7 +43,7 @@ def torchvision_loader(split: Split, batch_size: int, mean, std, *, workers: int
     )
 
 
-class _Transformed(torch.utils.data.Dataset):
+class _Transformed(Dataset):
     """A split as torch's map-style dataset: one transformed image at a time."""
 
     def __init__(self, split: Split, transform):
@@ -57,36 +56,29 @@ class _Transformed(torch.utils.data.Dataset):
         return self.transform(self.split.images[index]), self.split.labels[index]
 
 
-BATCH = 128
-
-
-def feed_rate(data: ImageData, *, images: int = 20_000, rounds: int = 5, device="cpu"):
+def feed_rate(data: ImageData, images: int = 20_000, rounds: int = 5, device="cpu") -> pd.DataFrame:
     """Images a second of one augmented pass (random crop, flip, normalise) over the training set.
 
     In one thread, besides the workers' own: feeding should leave the cores to the network, and
     where another program takes a core, two threads that wait for each other are far slower.
 
     Returns:
-        data frame, one row a way to feed: `median`, `p10`, `p90` in images a second, `n` passes,
+        one row a way to feed: `median`, `p10`, `p90` in images a second, `n` passes,
         and `times`, the speed relative to a DataLoader with 2 workers.
     """
-    data = data.take(n_train=images)
+    data, ways = data.take(n_train=images), {}
+    for workers in (2, 0):
+        loader = torchvision_loader(data.train, BATCH, data.mean, data.std, workers=workers)
+        ways[f"DataLoader, {workers} workers"] = partial(_drain, loader)
     ours = data.batches("train", BATCH, device=device)
-    ways = {
-        f"DataLoader, {workers} workers": torchvision_loader(
-            data.train, BATCH, data.mean, data.std, workers=workers
-        )
-        for workers in (2, 0)
-    }
-    calls = {name: lambda loader=loader: _drain(loader) for name, loader in ways.items()}
-    calls["Batches"] = lambda: _drain(ours.epoch())
+    ways["Batches"] = partial(_drain, ours)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        timed = compare(calls, rounds=rounds, warmup=1)
+        timed = compare(ways, rounds=rounds, warmup=1)
     finally:
         torch.set_num_threads(threads)
-    return _rates(timed, len(ours) * BATCH)
+    return rates(timed, len(ours) * BATCH)
 
 
 def _drain(batches) -> None:
@@ -94,7 +86,7 @@ def _drain(batches) -> None:
         pass
 
 
-def _rates(timed: pd.DataFrame, images: int) -> pd.DataFrame:
+def rates(timed: pd.DataFrame, images: int) -> pd.DataFrame:
     """Milliseconds a pass to images a second; a low time is a high rate, so p10 and p90 swap."""
     per_second = images * 1e3 / timed[["ms", "p90", "p10"]]
     per_second.columns = ["median", "p10", "p90"]
@@ -125,11 +117,9 @@ def plot_intervals(table: pd.DataFrame, title: str, xlabel: str) -> Figure:
         text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
         axis.annotate(text, (end, place), (8, -4), textcoords="offset points")
     axis.set_yticks(places, table.index)
-    axis.set_ylim(-0.6, len(table) - 0.4)
     axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.set(xlabel=xlabel, xlim=(0, table["p90"].max() * 1.2), ylim=(-0.6, len(table) - 0.4))
     axis.invert_yaxis()
-    axis.set_xlim(0, table["p90"].max() * 1.2)
-    axis.set_xlabel(xlabel)
     axis.grid(visible=False, axis="y")
     return figure
 
@@ -142,11 +132,9 @@ def explore(data: ImageData) -> widgets.Widget:
     def draw(name: str, page: int):
         members = np.flatnonzero(data.train.labels.numpy() == data.classes.index(name))
         chosen = np.roll(members, -24 * (page - 1))[:24]
-        figure, axes = plots.canvas(name, 8, 3, size=(7, 2.9))
+        figure, axes = canvas(name, 8, 3, (7, 2.9), bare=True)
         for axis, index in zip(axes.flat, chosen, strict=False):
             axis.imshow(data.train.images[index].permute(1, 2, 0).numpy())
-        for axis in axes.flat:
-            axis.axis("off")
         return figure
 
     return interactive(draw, {"name": name, "page": page})

@@ -18,7 +18,7 @@ from cvlab import export, runtime, store
 from cvlab.bench import compare
 from cvlab.data import ImageData
 from cvlab.lessons.engines import calls
-from cvlab.lessons.environment import BATCH, _rates, feed_rate, torchvision_loader
+from cvlab.lessons.environment import BATCH, feed_rate, rates, torchvision_loader
 from cvlab.lessons.int8 import openvino_int8, shrink
 from cvlab.lessons.int8.ladder import FLOAT, first, in_memory, side_by_side, stacked
 from cvlab.lessons.int8.quantize import OneBatch, Source
@@ -45,7 +45,7 @@ def training_speed(data: ImageData, *, images: int = 6_400, rounds: int = 3) -> 
         "fit": lambda: fit(model, data, training, what=None),
     }
     timed = compare(calls, rounds=rounds, warmup=1)
-    return _rates(timed, len(data.train) // BATCH * BATCH)
+    return rates(timed, len(data.train) // BATCH * BATCH)
 
 
 def _tutorial_epoch(model: torch.nn.Module, loader) -> None:
