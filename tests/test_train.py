@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 import torch
@@ -226,6 +227,24 @@ def test_a_small_cnn_learns_in_every_precision(drawn, precision):
 def test_wrong_options_are_answered_with_the_choices(option, hint):
     with pytest.raises(ValueError, match=hint):
         Training(**option)
+
+
+OTHERS = {"optimizer": "SGD", "lr": 0.01, "weight_decay": 0.5, "schedule": "one-cycle"}
+OTHERS |= {"label_smoothing": 0.1, "precision": "bf16", "epochs": 3, "patience": 1}
+OTHERS |= {"batch_size": 25, "augment": False, "parts": 2, "seed": 1}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Training)])
+def test_every_setting_of_a_training_changes_it(drawn, name):
+    """One that `fit` forgets to pass on would change nothing, and nobody would see it."""
+    options = {"epochs": 2, "precision": "fp32"}
+    if name == "patience":
+        options |= {"epochs": 12, "lr": 0.02}
+    few = drawn.take(200, 100, 10)
+    plain, other = (
+        train(few, LeNet(), **one)[1] for one in (options, options | {name: OTHERS[name]})
+    )
+    assert plain.batches["loss"].tolist() != other.batches["loss"].tolist()
 
 
 def test_evaluate_counts_every_image_and_puts_the_mode_back(drawn):
