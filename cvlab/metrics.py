@@ -9,6 +9,8 @@ import pandas as pd
 from torch import Tensor
 from torch.nn import functional as F
 
+Z = 1.959964  # standard errors from the middle of a 95 % interval to either end
+
 
 @dataclass(frozen=True)
 class Score:
@@ -26,11 +28,10 @@ class Score:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the accuracy by Wilson's formula (1927), good near 0 and 1 too."""
-        z2 = 1.959964**2
-        centre = (self.correct + z2 / 2) / (self.n + z2)
-        spread = math.sqrt(z2 * (self.accuracy * (1 - self.accuracy) + z2 / (4 * self.n)) / self.n)
-        half = spread / (1 + z2 / self.n)
-        return centre - half, centre + half
+        from scipy.stats import binomtest  # slow to import
+
+        low, high = binomtest(self.correct, self.n).proportion_ci(method="wilson")
+        return float(low), float(high)
 
     @property
     def row(self) -> dict[str, float]:
@@ -71,8 +72,9 @@ def per_class(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> pd.Data
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    every = {"labels": range(len(classes)), "zero_division": 0}
-    table = precision_recall_fscore_support(labels, logits.argmax(1), **every)
+    table = precision_recall_fscore_support(
+        labels, logits.argmax(1), labels=range(len(classes)), zero_division=0
+    )
     columns = dict(zip(("precision", "recall", "F1", "images"), table, strict=True))
     return pd.DataFrame(columns, index=pd.Index(classes, name="class"))
 
@@ -83,7 +85,6 @@ def by_class(answers: Mapping[str, Tensor], labels: Tensor, classes: Sequence[st
     Args:
         answers: name of each engine or model to its logits, float [N, classes].
         labels: int64 [N].
-        classes: their names.
 
     Returns:
         a row a class, the last is `all`; a column for each of `answers`.
@@ -151,5 +152,5 @@ def paired_drop(reference: Tensor, other: Tensor, labels: Tensor) -> tuple[float
     won = (other_right & ~right).sum().item()
     n, smooth_n = len(labels), len(labels) + 2
     centre = (lost - won) / smooth_n
-    half = 1.959964 * math.sqrt((lost + won + 1) / smooth_n - centre**2) / math.sqrt(smooth_n)
+    half = Z * math.sqrt((lost + won + 1) / smooth_n - centre**2) / math.sqrt(smooth_n)
     return (lost - won) / n, centre - half, centre + half

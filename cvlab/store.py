@@ -1,8 +1,8 @@
 """Trained networks on disk: the weights with everything that is needed to use them again.
 
 A file of weights alone is not a model: one must also know the architecture, the order of the
-classes and how inputs were normalised. `python -m cvlab.store MODEL IMAGES ANSWER` answers in a
-process of its own; `logits_in_fresh_process` uses it to prove that a file needs nothing else.
+classes and how inputs were normalised. That a file holds all of it is proved by a process of its
+own, `python -m cvlab.store MODEL IMAGES ANSWER`.
 """
 
 import subprocess
@@ -19,8 +19,6 @@ from cvlab.models import MODELS
 from cvlab.paths import replace_atomically
 from cvlab.train import usable
 
-ABOUT = ("classes", "mean", "std", "size", "interpolation")
-
 
 @dataclass(frozen=True)
 class Stored:
@@ -35,14 +33,12 @@ class Stored:
 
     def view(self, data: ImageData) -> ImageData:
         """`data` with batches as this network was trained on: their size and normalisation."""
-        how = {"size": self.size, "interpolation": self.interpolation}
-        return replace(data, mean=tuple(self.mean), std=tuple(self.std), **how)
+        resized = replace(data, size=self.size, interpolation=self.interpolation)
+        return replace(resized, mean=tuple(self.mean), std=tuple(self.std))
 
 
 def save(model: nn.Module, path: Path, data: ImageData) -> Path:
-    """Write a network of `cvlab.models` or `cvlab.zoo` with what it needs to know of `data`.
-
-    That is the classes, the normalisation and the size of its images.
+    """Write a network of `cvlab.models` or `cvlab.zoo` with what it must know of `data`.
 
     The file is complete or absent; a full disk leaves an older one as it was.
 
@@ -81,25 +77,19 @@ def load(path: Path) -> Stored:
     cure = "It is damaged or not written by cvlab.store.save; train and save the model again."
     with usable(path, cure):
         content = torch.load(path, map_location="cpu", weights_only=True)
-        build = _build_zoo if content["model"] == "zoo" else MODELS[content["model"]]
-        model = build(**content["arguments"])
-        model.load_state_dict(content["weights"])
-        about = {key: content[key] for key in ABOUT}
-    return Stored(model.eval(), **about)
+        kind, arguments, weights = map(content.pop, ("model", "arguments", "weights"))
+        if kind == "zoo":
+            from cvlab import zoo  # torchvision and timm take two seconds to import
 
-
-def _build_zoo(**arguments) -> nn.Module:
-    from cvlab import zoo  # torchvision and timm take two seconds to import
-
-    return zoo.build(**arguments)
+            model = zoo.build(**arguments)
+        else:
+            model = MODELS[kind](**arguments)
+        model.load_state_dict(weights)
+        return Stored(model.eval(), **content)
 
 
 def logits_in_fresh_process(path: Path, images: Tensor) -> Tensor:
-    """Logits, float32 [N, classes], that a new Python process computes from the file alone.
-
-    Args:
-        path: a file that `save` wrote.
-        images: normalised float32 [N, 3, H, W].
+    """Logits [N, classes] of normalised `images` [N, 3, H, W], float32, by a process of its own.
 
     Raises:
         RuntimeError: the process failed; the message holds what it said.
@@ -114,10 +104,7 @@ def logits_in_fresh_process(path: Path, images: Tensor) -> Tensor:
         return torch.load(answer, weights_only=True)
 
 
-def _answer(path: str, given: str, answer: str) -> None:
+if __name__ == "__main__":
+    path, given, answer = sys.argv[1:]
     with torch.inference_mode():
         torch.save(load(Path(path)).model(torch.load(given, weights_only=True)), answer)
-
-
-if __name__ == "__main__":
-    _answer(*sys.argv[1:])

@@ -153,13 +153,8 @@ def as_seen_by(about: Card, data: ImageData, size: int | None = None) -> ImageDa
 
     The whole image is resized: the usual crop of its middle would cut off parts of the object.
     """
-    return replace(
-        data,
-        size=size or about.size,
-        mean=about.mean,
-        std=about.std,
-        interpolation=about.interpolation,
-    )
+    resized = replace(data, size=size or about.size, interpolation=about.interpolation)
+    return replace(resized, mean=about.mean, std=about.std)
 
 
 # --- weights -----------------------------------------------------------------------------------

@@ -43,10 +43,10 @@ def as_archive(folder, at):
 
 @pytest.fixture
 def class_folders(tmp_path, tiny_images):
-    """A class-folder archive with two classes, 10 + 4 images."""
+    """A class-folder archive with two classes of the three that it lists, 10 + 4 images."""
     path = tmp_path / "cifar10.tgz"
     with tarfile.open(path, "w:gz") as tar:
-        add(tar, "cifar10/labels.txt", b"ship\ncat\n")
+        add(tar, "cifar10/labels.txt", b"ship\nfrog\ncat\n")
         for part, n in (("train", 10), ("test", 4)):
             for i, (image, label) in enumerate(zip(*tiny_images(n, 2), strict=True)):
                 buffer = io.BytesIO()

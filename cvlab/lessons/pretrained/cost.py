@@ -8,8 +8,6 @@ from torch import nn
 
 from cvlab.zoo import build, card
 
-# --- cost --------------------------------------------------------------------------------------
-
 
 def on_paper(names: Sequence[str]) -> pd.DataFrame:
     """What networks cost on paper, by title; nothing is computed and no memory taken.

@@ -19,8 +19,6 @@ from cvlab.data import Split
 from cvlab.metrics import Score
 
 PROXY = "deer"
-
-
 RULES = ("sum", "mean", "max")
 
 
