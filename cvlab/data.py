@@ -5,7 +5,6 @@ its `.tar.gz`, a class-folder `.tgz`), each with a cache of its decoded images; 
 download; the synthetic stand-in. See `cvlab.sources` for the formats.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,11 +16,7 @@ from cvlab import sources, synthetic
 from cvlab.paths import data_folder, wants_stand_in
 
 VAL_PER_CLASS = 0.1  # of the training images: 5,000 of CIFAR-10's 50,000
-
-
 SPLIT_SEED = 2009  # never the notebook's seed: all notebooks must hold out the same images
-
-
 STAND_IN = {"train": 600, "test": 200}  # images per class of the synthetic stand-in
 
 
@@ -42,7 +37,7 @@ class Split:
             return self
         if n < 1:
             raise ValueError(f"take({n}) was asked for; at least 1 image is needed.")
-        return self.select(_round_robin(self.labels.numpy(), SPLIT_SEED)[:n])
+        return self.select(_round_robin(self.labels.numpy())[:n])
 
     def select(self, indices: np.ndarray) -> "Split":
         """The images at `indices`, int [n], in that order."""
@@ -59,8 +54,9 @@ class Split:
         pad = max(abs(right), abs(down))
         if pad > min(height, width) // 2:
             raise ValueError(f"shifted({right}, {down}) was given for {width} x {height} images.")
-        padded, top, left = _pad(self.images, pad), pad - down, pad - right
-        return Split(padded[:, :, top : top + height, left : left + width], self.labels)
+        padded, top, left = _padded(self.images, pad), pad - down, pad - right
+        moved = padded[:, top : top + height, left : left + width]
+        return Split(moved.permute(0, 3, 1, 2), self.labels)
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,6 @@ class ImageData:
         part: str | Split,
         batch_size: int,
         *,
-        shuffle: bool | None = None,
         augment: bool | None = None,
         device: str | torch.device = "cpu",
         seed: int = 0,
@@ -92,17 +87,15 @@ class ImageData:
     ) -> "Batches":
         """Feed "train" shuffled and augmented, "val", "test" or any `Split` in order, as they are.
 
-        `shuffle` and `augment` (which needs `shuffle`) ask for something else; `parts`: see
-        `Batches`.
+        augment=False feeds "train" shuffled only; `parts`: see `Batches`.
         """
         choices = ("train", "val", "test")
         if not isinstance(part, Split) and part not in choices:
             raise ValueError(f"part={part!r} was given; choose one of {choices}, or give a Split.")
         split = part if isinstance(part, Split) else getattr(self, part)
-        how = {"shuffle": part == "train" if shuffle is None else shuffle, "seed": seed}
-        how["augment"] = how["shuffle"] if augment is None else augment
-        how |= {"parts": parts, "size": self.size, "interpolation": self.interpolation}
-        return Batches(split, batch_size, self.mean, self.std, device=device, **how)
+        shuffle = part == "train"
+        augment = shuffle if augment is None else augment
+        return Batches(self, split, batch_size, shuffle, augment, torch.device(device), seed, parts)
 
     def take(
         self, n_train: int | None = None, n_val: int | None = None, n_test: int | None = None
@@ -135,8 +128,7 @@ def load(
         where: "auto" (`$CVLAB_DATA`, else `data/`), a folder, or "synthetic".
         classes: a subset of the class names, relabelled 0..n-1 in the order given.
         allow_download: fetch the original archive when nothing is on disk.
-        n_train: at most so many training images, spread evenly over the classes; likewise
-            `n_val` and `n_test`.
+        n_train: at most so many training images, see `Split.take`; likewise `n_val`, `n_test`.
 
     Raises:
         ValueError: unknown dataset or class name; the message lists or suggests the choices.
@@ -152,9 +144,9 @@ def load(
         raw = stand_in(name, classes)
     elif classes is not None:
         raw = sources.keep_classes(raw, classes)
-    train, val = _split(Split(*_tensors(raw.train)))
-    test = Split(*_tensors(raw.test))
+    train, val = _hold_out(_tensors(raw.train))
     mean, std = _statistics(train.images)
+    test = _tensors(raw.test)
     data = ImageData(name, raw.classes, train, val, test, raw.source, raw.real, mean, std)
     return data.take(n_train, n_val, n_test)
 
@@ -171,22 +163,22 @@ def stand_in(name: str, classes: Sequence[str] | None = None) -> sources.RawData
     return sources.RawData(names, parts["train"], parts["test"], "drawn by cvlab", real=False)
 
 
-def _tensors(part: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+def _tensors(part: tuple[np.ndarray, np.ndarray]) -> Split:
     images, labels = part
-    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels).long()
+    return Split(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels).long())
 
 
-def _round_robin(labels: np.ndarray, seed: int) -> np.ndarray:
+def _round_robin(labels: np.ndarray) -> np.ndarray:
     """All indices in an order whose every prefix holds the classes in nearly equal numbers."""
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     by_class = [shuffled[labels[shuffled] == c] for c in np.unique(labels)]
     rank = np.concatenate([np.arange(len(rows)) for rows in by_class])
     return np.concatenate(by_class)[np.argsort(rank, kind="stable")]
 
 
-def _split(everything: Split) -> tuple[Split, Split]:
-    """Hold out the same tenth of each class for validation, whatever the notebook's seed."""
-    order = _round_robin(everything.labels.numpy(), SPLIT_SEED)
+def _hold_out(everything: Split) -> tuple[Split, Split]:
+    """Keep the same tenth of each class for validation, whatever the notebook's seed."""
+    order = _round_robin(everything.labels.numpy())
     held_out = round(len(order) * VAL_PER_CLASS)
     return everything.select(np.sort(order[held_out:])), everything.select(order[:held_out])
 
@@ -201,6 +193,7 @@ def _statistics(images: torch.Tensor) -> tuple[tuple, tuple]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
+@dataclass(eq=False, repr=False)
 class Batches:
     """Batches of normalised float images on a device: a whole batch is cropped and flipped at once.
 
@@ -209,54 +202,40 @@ class Batches:
     no per-image Python. `epoch(n)` depends on the seed and on n alone: an interrupted run that
     starts again at epoch n sees the very batches it would have seen.
 
-    With `size`, pixels a side, finished batches are resized. With `parts`, an epoch is only that
+    Made by `ImageData.batches`; finished ones get its `size`. With `parts`, an epoch is only that
     fraction of a pass over the images, so that long passes are judged more often.
     """
 
-    PAD = 4
+    data: ImageData
+    split: Split
+    batch_size: int
+    shuffle: bool
+    augment: bool
+    device: torch.device
+    seed: int
+    parts: int
 
-    def __init__(
-        self,
-        split: Split,
-        batch_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        *,
-        device: str | torch.device = "cpu",
-        shuffle: bool = False,
-        augment: bool = False,
-        seed: int = 0,
-        parts: int = 1,
-        size: int | None = None,
-        interpolation: str = "bilinear",
-    ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} was given; it must be at least 1.")
-        if augment and not shuffle:
-            raise ValueError(
-                "augment=True needs shuffle=True: evaluation takes images as they are."
-            )
+    def __post_init__(self):
+        split, parts = self.split, self.parts
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} was given; it must be at least 1.")
+        if self.augment and not self.shuffle:
+            raise ValueError('augment=True is for "train": evaluation takes images as they are.')
         if len(split) == 0:
             raise ValueError("The split holds no images.")
-        if not 1 <= parts <= len(split) or (parts > 1 and not shuffle):
+        if not 1 <= parts <= len(split) or (parts > 1 and not self.shuffle):
             raise ValueError(
                 f"parts={parts} was given for {len(split)} images; at least one image a part is "
                 "needed, and only shuffled batches come in parts."
             )
-        self.split, self.device = split, torch.device(device)
-        self.batch_size, self.seed = min(batch_size, len(split) // parts), seed
-        self.shuffle, self.augment, self.parts = shuffle, augment, parts
-        self.resized = {"size": size, "mode": interpolation} if size else None
+        self.batch_size = min(self.batch_size, len(split) // parts)
+        mean, std = torch.tensor(self.data.mean), torch.tensor(self.data.std)
+        self.scale, self.shift = (1 / (255 * std)).to(self.device), (-mean / std).to(self.device)
         self.labels = split.labels.to(self.device)
-        self.scale = (1 / (255 * torch.tensor(std))).to(self.device)
-        self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(self.device)
-        pad = self.PAD if augment else 0
-        images = _pad(split.images, pad).to(self.device)
-        images = images.permute(0, 2, 3, 1).contiguous()  # NHWC: a row of a crop is contiguous
+        images = _padded(split.images, 4 if self.augment else 0).to(self.device)
         height, width = split.images.shape[2:]
-        # a view [N, 2*pad+1, 2*pad+1, H, W, 3]: every crop of every image, nothing copied
+        # a view [N, 9, 9, H, W, 3] or [N, 1, 1, ...]: every crop in contiguous rows, nothing copied
         self.crops = images.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
-        self.offsets = 2 * pad + 1
 
     def __len__(self) -> int:
         """Batches in an epoch: the last, incomplete one is kept in order, dropped when shuffled."""
@@ -266,12 +245,6 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The first epoch, so that `list(batches)` keeps it."""
         return self.epoch()
-
-    def reseeded(self, seed: int) -> "Batches":
-        """The same images in another random order; nothing is copied."""
-        other = copy.copy(self)
-        other.seed = seed
-        return other
 
     def epoch(self, n: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (images float32 [B, 3, H, W] in channels_last, labels int64 [B]) of epoch `n`."""
@@ -288,28 +261,25 @@ class Batches:
             yield self._normalise(images), self.labels[rows]
 
     def _augmented(self, rows: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        count, options = len(rows), {"generator": random, "device": self.device}
-        down, right = torch.randint(self.offsets, (2, count), **options)
+        offsets, device = self.crops.shape[1], self.device
+        down, right = torch.randint(offsets, (2, len(rows)), generator=random, device=device)
         images = self.crops[rows, down, right]  # [B, H, W, 3]
-        mirrored = torch.rand(count, **options) < 0.5
+        mirrored = torch.rand(len(rows), generator=random, device=device) < 0.5
         images[mirrored] = images[mirrored].flip(2)
         return images
 
-    def _resize(self, images: torch.Tensor) -> torch.Tensor:
-        """As image libraries do it: bicubic overshoots at edges, and is cut off there."""
-        resized = F.interpolate(images.permute(0, 3, 1, 2), **self.resized, antialias=True)
-        return resized.clamp_(0, 255).permute(0, 2, 3, 1)
-
     def _normalise(self, images: torch.Tensor) -> torch.Tensor:
-        images = images.float()
-        if self.resized:
-            images = self._resize(images)
+        images, size = images.float(), self.data.size
+        if size:  # as image libraries do it: bicubic overshoots at edges, and is cut off there
+            planes = images.permute(0, 3, 1, 2)
+            planes = F.interpolate(planes, size, mode=self.data.interpolation, antialias=True)
+            images = planes.clamp_(0, 255).permute(0, 2, 3, 1)
         images = images.mul_(self.scale).add_(self.shift)  # NHWC: channels come last
         return images.permute(0, 3, 1, 2)  # seen as NCHW this is torch's channels_last
 
 
-def _pad(images: torch.Tensor, pad: int) -> torch.Tensor:
-    """Edges reflected, by NumPy: torch would need floats, and eight times as long."""
+def _padded(images: torch.Tensor, pad: int) -> torch.Tensor:
+    """[N, H, W, 3], edges reflected; by NumPy, as torch needs floats and eight times as long."""
     pixels = images.permute(0, 2, 3, 1).numpy()
     padded = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
-    return torch.from_numpy(padded).permute(0, 3, 1, 2)
+    return torch.from_numpy(padded)

@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
@@ -42,51 +42,37 @@ class Hardware:
         """Does the CPU have `feature`, a key of `FEATURES`?"""
         return feature in self.features
 
-    def table(self):
-        """The card as a data frame, one fact a row."""
-        import pandas as pd
-
-        facts = asdict(self) | {
-            "features": ", ".join(self.features) or "none known",
-            "gpu": self.gpu or "none",
-            "memory_gb": f"{self.memory_gb:.1f} GB",
-        }
-        return pd.DataFrame({"": facts}).rename(index={"memory_gb": "memory"})
-
 
 @cache
 def hardware() -> Hardware:
     """Look at the machine once; the answer is the same for the life of the process."""
+    flags = _cpu_flags()
     return Hardware(
         system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        cpu=_cpu_name(),
+        cpu=_cpuinfo("model name") or platform.processor() or platform.machine(),
         cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         memory_gb=psutil.virtual_memory().total / 1e9,
-        features=tuple(name for name in FEATURES if _cpu_flags().get(name)),
+        features=tuple(name for name in FEATURES if flags.get(name)),
         gpu=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     )
 
 
-@cache
 def _cpu_flags() -> dict:
     if hasattr(torch.cpu, "get_capabilities"):
         return torch.cpu.get_capabilities()
-    try:  # older torch: Linux tells; elsewhere nothing is claimed
-        with open("/proc/cpuinfo") as file:
-            words = next((line for line in file if line.startswith("flags")), "").split()
-    except OSError:
-        return {}
-    return {name: True for name in words} | {"avx512_f": "avx512f" in words}
+    words = _cpuinfo("flags").split()  # older torch: Linux tells; elsewhere nothing is claimed
+    return dict.fromkeys(words, True) | {"avx512_f": "avx512f" in words}
 
 
-def _cpu_name() -> str:
+def _cpuinfo(field: str) -> str:
+    """What Linux says of the first core; nothing on other systems."""
     try:
         with open("/proc/cpuinfo") as file:
-            name = next((line for line in file if line.startswith("model name")), "")
+            line = next((line for line in file if line.startswith(field)), "")
     except OSError:
-        name = ""
-    return name.partition(":")[2].strip() or platform.processor() or platform.machine()
+        line = ""
+    return line.partition(":")[2].strip()
 
 
 def versions(packages: tuple[str, ...] = ("torch", "torchvision", "onnxruntime", "optuna")) -> str:

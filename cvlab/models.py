@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class LeNet(nn.Module):
+class Classifier(nn.Module):
+    """Convolutions, `features`, and the `classifier` that makes logits of them."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, 32, 32] to logits [N, classes]."""
+        return self.classifier(self.features(images))
+
+
+class LeNet(Classifier):
     """LeNet-5 with ReLU and max pooling on colour images: 62,006 parameters for 10 classes.
 
     The network of most first optimizer experiments: no normalisation, so the learning rate
@@ -39,10 +47,6 @@ class LeNet(nn.Module):
             nn.Linear(84, classes),
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, 32, 32] to logits [N, classes]."""
-        return self.classifier(self.features(images))
-
 
 class BlurPool(nn.Module):
     """Halve the image: smooth with 1-2-1 in both directions, then keep every second pixel.
@@ -63,8 +67,6 @@ POOLINGS = {  # how a 2 x 2 window becomes one pixel: channels -> layer
     "avg": lambda channels: nn.AvgPool2d(2),
     "blur": lambda channels: BlurPool(),
 }
-
-
 NORMS = {  # channels -> layer
     "batch": nn.BatchNorm2d,
     "none": lambda channels: nn.Identity(),
@@ -102,7 +104,7 @@ class ChannelMax(nn.AdaptiveMaxPool2d):
         return super().forward(features)
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(Classifier):
     """Six convolutions, strong for its size: above 87 % on CIFAR-10 after minutes on 2 cores.
 
     Widths are multiples of 16, the block that CPU convolutions work in: 16 channels in the
@@ -122,12 +124,8 @@ class SmallCNN(nn.Module):
         )
         self.classifier = nn.Sequential(ChannelMax(), nn.Flatten(), nn.Linear(96, classes))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, 32, 32] to logits [N, classes]."""
-        return self.classifier(self.features(images))
 
-
-class PoolingNet(nn.Module):
+class PoolingNet(Classifier):
     """Six convolutions in three stages; `pooling` halves the image at the end of each.
 
     A convolution with stride 2 is one with stride 1 of which every second row and column is kept,
@@ -138,20 +136,15 @@ class PoolingNet(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling={pooling!r} was given; choose one of {list(POOLINGS)}.")
-        stages, inputs, last_stride = [], 3, 2 if pooling == "stride" else 1
-        for channels in (width, 2 * width, 4 * width):
-            stages += [conv_block(inputs, channels), conv_block(channels, channels, last_stride)]
-            stages.append(POOLINGS[pooling](channels))
-            inputs = channels
         self.arguments = {"classes": classes, "pooling": pooling, "width": width}
+        stages, inputs, last_stride = [], 3, 2 if pooling == "stride" else 1
+        for outputs in (width, 2 * width, 4 * width):
+            stages += [conv_block(inputs, outputs), conv_block(outputs, outputs, last_stride)]
+            stages.append(POOLINGS[pooling](outputs))
+            inputs = outputs
         self.features = nn.Sequential(*stages)
-        self.classifier = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, 32, 32] to logits [N, classes]."""
-        return self.classifier(self.features(images))
+        pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(pool, nn.Flatten(), nn.Linear(inputs, classes))
 
 
 class FlatCNN(nn.Module):
@@ -181,7 +174,7 @@ class FlatCNN(nn.Module):
         return self.layers(images)
 
 
-class TunableCNN(nn.Module):
+class TunableCNN(Classifier):
     """A stem and three stages that halve the image; what a search may change are its arguments.
 
     Channels are `width` times 1, 2, 4, 8; a stage has `depth` convolutions, the first of which
@@ -203,10 +196,6 @@ class TunableCNN(nn.Module):
             layers += [conv_block(outputs, outputs, norm=norm) for _ in range(depth - 1)]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(ChannelMax(), nn.Flatten(), nn.Linear(8 * width, classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, 32, 32] to logits [N, classes]."""
-        return self.classifier(self.features(images))
 
 
 MODELS: dict[str, type[nn.Module]] = {

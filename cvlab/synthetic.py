@@ -11,10 +11,7 @@ import hashlib
 import numpy as np
 
 SIZE = 32
-
-
 HINT = 0.4  # share of the class's own colour: as in CIFAR, colour alone tells a little
-
 
 # kind, centre x, centre y, half width, half height, angle in degrees; the frame is -1..1, y down
 PARTS = {
@@ -93,7 +90,6 @@ def draw(labels: np.ndarray, classes: list[str], seed: int) -> np.ndarray:
     Args:
         labels: int [N], indices into `classes`.
         classes: class names; those of CIFAR-10 have a drawing of their own.
-        seed: the same seed draws the same images.
 
     Returns:
         uint8 [N, 32, 32, 3].

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cvlab import data as cvdata
-from cvlab.data import Batches, Split
+from cvlab.data import Split
 from cvlab.lessons import environment
 
 
@@ -43,7 +43,7 @@ def test_take_is_balanced_and_nested(drawn, n):
 
 def test_normalised_training_images_have_mean_0_and_std_1():
     data = cvdata.load("cifar10", "synthetic")
-    images = torch.cat([x for x, _ in Batches(data.train, 600, data.mean, data.std).epoch()])
+    images = torch.cat([x for x, _ in data.batches(data.train, 600)])
     assert images.mean((0, 2, 3)).abs().max() < 1e-4
     assert (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
 
@@ -55,10 +55,10 @@ def coordinates() -> Split:
     return Split(image.repeat(400, 1, 1, 1), torch.zeros(400, dtype=torch.long))
 
 
-def test_augmentation_is_a_crop_of_the_padded_image_and_a_flip():
+def test_augmentation_is_a_crop_of_the_padded_image_and_a_flip(drawn):
     """All 9 x 9 shifts and both directions occur, and pixels keep their neighbours."""
-    batches = Batches(coordinates(), 400, (0, 0, 0), (1, 1, 1), shuffle=True, augment=True)
-    images, _ = next(batches.epoch())
+    data = replace(drawn, train=coordinates(), mean=(0, 0, 0), std=(1, 1, 1))
+    images, _ = next(data.batches("train", 400).epoch())
     pixels = (images * 255).round().int()
     down, right = pixels[:, 0, 16, 16] - 116, pixels[:, 1, 16, 15:17] - 116
     flipped = right[:, 0] > right[:, 1]
@@ -86,14 +86,13 @@ def test_an_epoch_depends_on_seed_and_number_alone(drawn):
         assert torch.equal(x, u)
         assert torch.equal(y, v)
     assert not torch.equal(next(first.epoch(1))[0], next(first.epoch(2))[0])
-    assert not torch.equal(next(first.epoch(1))[0], next(first.reseeded(4).epoch(1))[0])
+    other = drawn.batches("train", 100, seed=4)
+    assert not torch.equal(next(first.epoch(1))[0], next(other.epoch(1))[0])
 
 
 def test_training_epoch_uses_each_image_at_most_once(drawn):
-    marked = Split(drawn.train.images, torch.arange(500))
-    labels = torch.cat(
-        [y for _, y in Batches(marked, 64, (0,) * 3, (1,) * 3, shuffle=True, augment=True).epoch()]
-    )
+    marked = replace(drawn, train=Split(drawn.train.images, torch.arange(500)))
+    labels = torch.cat([y for _, y in marked.batches("train", 64)])
     assert len(labels) == 448
     assert len(labels.unique()) == 448
 
@@ -108,7 +107,7 @@ def test_shuffled_images_can_stay_as_they_are(drawn):
     means = [sorted((x * weights).mean((1, 2, 3)).tolist()) for x in (images, still)]
     assert means[0] == pytest.approx(means[1], abs=1e-5)
     assert not torch.equal(images, torch.cat([x for x, _ in batches.epoch(1)]))
-    with pytest.raises(ValueError, match="shuffle=True"):
+    with pytest.raises(ValueError, match="augment=True is for"):
         drawn.batches("val", 10, augment=True)
 
 

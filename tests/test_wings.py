@@ -5,42 +5,38 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "cvlab"
-ROOMS = ["environment", "optimizers", "pooling", "pretrained", "search", "engines", "int8"]
-ROOMS += ["capstone"]  # in the notebooks' order
-MODULES = {  # dotted name -> file
-    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
-    for path in PACKAGE.rglob("*.py")
-}
+ROOT = Path(__file__).parent.parent
+LESSONS = ["environment", "optimizers", "pooling", "pretrained", "search", "engines", "int8"]
+LESSONS += ["capstone"]  # in the notebooks' order
+MODULES = [p.relative_to(ROOT) for p in sorted((ROOT / "cvlab").rglob("*.py"))]
+CALLED = ("cvlab.run", "cvlab.exercises.judge")  # reached by `Run.check` when it is called
 
 
-def height(module: str) -> tuple[int, int]:
-    """How high a module lies: kit, exercises, lessons in their order, tools, the command line."""
-    _, *inside = module.split(".")
-    if inside and inside[0] == "lessons":
-        return 2, ROOMS.index(inside[1]) if len(inside) > 1 else 0
-    wings = {"exercises": 1, "tools": 3, "__main__": 4}
-    return wings.get(inside[0] if inside else "", 0), 0
+def height(name: str) -> tuple[int, int]:
+    """How high a name lies: kit, exercises, lessons in their order, tools, the command line."""
+    wing, room = [*name.split("."), "", ""][1:3]
+    if wing == "lessons" and room:
+        return 2, LESSONS.index(room)
+    return {"exercises": 1, "lessons": 2, "tools": 3, "__main__": 4}.get(wing, 0), 0
 
 
-def imported(path: Path) -> set[str]:
-    """The modules of this package that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imported(path: Path) -> list[str]:
+    """What a file imports from this package, anywhere in it: modules, or names in them."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    found = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    for node in nodes:
         if isinstance(node, ast.ImportFrom):
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else node.module for name in names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found & MODULES.keys()
+            found += [f"{'.' * node.level}{node.module}.{alias.name}" for alias in node.names]
+    assert not [name for name in found if name.startswith(".")], "write imports in full"
+    return [name for name in found if name.split(".")[0] == "cvlab"]
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_imports_go_down(module):
-    """Kit < exercises, lessons < tools; a lesson uses earlier lessons, and no exercise a lesson."""
-    for other in imported(MODULES[module]):
-        if (module, other) == ("cvlab.run", "cvlab.exercises.judge"):
-            continue  # `Run.check` reaches the exercises when it is called
-        assert height(other) <= height(module), f"{module} imports {other}"
-        lesson_in_exercise = module.startswith("cvlab.exercises") and "lessons" in other
-        assert not lesson_in_exercise, f"{module} imports {other}"
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_go_down(path):
+    """Kit < exercises; kit < lessons in their order < tools; no lesson uses an exercise."""
+    module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    for name in imported(ROOT / path):
+        here, there = height(module), height(name)
+        lesson_uses_exercise = (here[0], there[0]) == (2, 1)
+        down = there <= here and not lesson_uses_exercise
+        assert down or (module, name) == CALLED, f"{module} imports {name}"

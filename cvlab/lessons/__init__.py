@@ -1,1 +1,1 @@
-"""One room a notebook: its helpers, its figures, its widget."""
+"""One room a notebook, in its order: helpers, figures, widget. A room may use earlier ones."""
