@@ -28,7 +28,7 @@ def net(data):
 
 @pytest.fixture(scope="module")
 def some(data):
-    return [x.contiguous() for x, _ in data.batches("train", 64, shuffle=False).epoch()][:4]
+    return [x.contiguous() for x, _ in data.batches(data.train, 64).epoch()][:4]
 
 
 def test_folding_changes_no_answer_and_leaves_no_normalisation(net, some):

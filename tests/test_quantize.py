@@ -273,7 +273,7 @@ def test_more_calibration_is_drawn_from_the_pool(small, some, tmp_path):
 
 def test_what_is_kept_in_memory_is_what_batches_feed():
     data = load("cifar10", "synthetic", n_train=50)
-    fed = data.batches("train", 8, shuffle=False)
+    fed = data.batches(data.train, 8)
     kept = ladder.in_memory(fed)
     assert len(kept) == len(fed)
     assert all(

@@ -101,7 +101,8 @@ def test_a_figure_that_cannot_be_saved_does_not_stop_the_notebook(run, tmp_path,
 
 
 def test_import_is_quick_because_heavy_libraries_wait():
-    heavy = "onnxruntime, optuna, timm, torchvision, openvino, sklearn, papermill"
+    heavy = "onnxruntime, optuna, timm, torchvision, openvino, sklearn, papermill, pandas, nbformat"
+    heavy += ", matplotlib, ipywidgets"
     code = f"import cvlab, sys; print([m for m in '{heavy}'.split(', ') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
