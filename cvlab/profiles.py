@@ -15,8 +15,7 @@ class ParameterError(ValueError):
 
 def profiles() -> dict:
     """The budgets: `notebooks/profiles.toml` as a dictionary, notebook -> profile -> knob."""
-    with open(profiles_file(), "rb") as file:
-        return tomllib.load(file)
+    return tomllib.loads(profiles_file().read_text(encoding="utf-8"))
 
 
 def check_parameters(name: str, parameters: dict[str, Any]) -> None:
@@ -55,19 +54,20 @@ def _check_value(key: str, value: Any, limit: list | str) -> None:
     """
     if isinstance(limit, str):
         return
-    is_choice = isinstance(limit[0], str)
-    expected = f"one of {limit}" if is_choice else f"a number from {limit[0]} to {limit[1]}"
-    if isinstance(limit[0], int):
-        expected = expected.replace("a number", "a whole number")
+    expected = f"a number from {limit[0]} to {limit[1]}"
+    if isinstance(limit[0], str):
+        expected = f"one of {limit}"
+    elif isinstance(limit[0], int):
+        expected = f"a whole number from {limit[0]} to {limit[1]}"
     values = value if isinstance(value, list | tuple) else [value]
-    for one in values:
-        if is_choice:
-            good = one in limit
-        else:
-            kinds = int if isinstance(limit[0], int) else (int, float)
-            good = isinstance(one, kinds) and not isinstance(one, bool)
-            good = good and limit[0] <= one <= limit[1]
-        if not good:
-            raise ParameterError(f"{key}={value!r} was given; expected {expected}.")
     if not values:
         raise ParameterError(f"{key}=[] was given; expected at least one: {expected}.")
+    if not all(_fits(one, limit) for one in values):
+        raise ParameterError(f"{key}={value!r} was given; expected {expected}.")
+
+
+def _fits(one: Any, limit: list) -> bool:
+    if isinstance(limit[0], str):
+        return one in limit
+    kinds = int if isinstance(limit[0], int) else (int, float)
+    return isinstance(one, kinds) and not isinstance(one, bool) and limit[0] <= one <= limit[1]

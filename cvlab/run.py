@@ -1,8 +1,6 @@
 """A notebook's context: profile, device, seed and budget; its records, claims and figures.
 
-The executed notebook is its own record. `record` and `claim` store their values as outputs with
-the type `application/vnd.cvlab.record+json`, invisible to the reader and read back by the
-tests and by the report.
+The executed notebook is its own record: what `cvlab.records` stores in it, tests and report read.
 """
 
 import math
@@ -20,7 +18,7 @@ from cvlab import records
 from cvlab.machine import hardware, versions
 from cvlab.paths import output_folder
 from cvlab.profiles import check_parameters, profiles
-from cvlab.records import OUTCOMES, STAND_IN_LABEL
+from cvlab.records import OUTCOMES, OWN_TIME, STAND_IN_LABEL
 from cvlab.show import in_notebook, png
 
 
@@ -43,16 +41,22 @@ class Run:
     source: str | None = None  # of the last data loaded
     real: bool = True
     began: float = field(default_factory=time.perf_counter)
-    _shown: dict = field(default_factory=dict, repr=False)  # (cell, figure) -> display handle
+    _shown: dict = field(default_factory=dict, repr=False)  # (cell, figure) -> what redraws it
 
     def load(self, dataset: str, classes: list[str] | None = None) -> "cvdata.ImageData":
         """Load a dataset as this run's profile wants it, and print where it came from.
 
         The knobs n_train, n_val and n_test limit it; only "class" and "full" may download.
         """
-        limits = {k: getattr(self.knobs, k, None) for k in ("n_train", "n_val", "n_test")}
-        download = self.profile != "smoke"
-        loaded = cvdata.load(dataset, self.data, classes=classes, allow_download=download, **limits)
+        loaded = cvdata.load(
+            dataset,
+            self.data,
+            classes=classes,
+            allow_download=self.profile != "smoke",
+            n_train=getattr(self.knobs, "n_train", None),
+            n_val=getattr(self.knobs, "n_val", None),
+            n_test=getattr(self.knobs, "n_test", None),
+        )
         self.source, self.real = loaded.source, loaded.real
         print(f"data   {loaded}")
         return loaded
@@ -68,13 +72,17 @@ class Run:
             raise ValueError(
                 f"record({name!r}) was given {value}; only finite numbers are records."
             )
-        about = {
+        stored = {
+            "name": name,
+            "value": value,
+            "unit": unit,
+            "tags": tags,
             "device": hardware().gpu or hardware().cpu,
             "source": self.source if self.real else STAND_IN_LABEL,
             "profile": self.profile,
         }
-        self.records.append({"name": name, "value": value, "unit": unit, "tags": tags} | about)
-        records.store(self.records[-1])
+        self.records.append(stored)
+        records.store(stored)
 
     def claim(self, text: str, holds: bool) -> None:
         """Print a conclusion with ✓ or ✗ and store it; a false one makes `finish` raise.
@@ -87,12 +95,9 @@ class Run:
         records.store({"claim": text, "holds": holds})
 
     def check(self, answer: Callable) -> None:
-        """Check an exercise, print the outcome and store it for the report.
+        """Check an exercise by the learner's function, whose name must be the stub's.
 
-        A wrong answer stops nothing: the rest of the notebook can run.
-
-        Args:
-            answer: the learner's function, with the stub's name.
+        The outcome is printed and stored for the report; a wrong answer stops nothing.
         """
         from cvlab.exercises import judge
 
@@ -143,23 +148,17 @@ class Run:
             ClaimsFailed: at least one claim did not hold; all are named.
         """
         seconds = time.perf_counter() - self.began
-        self.record("notebook_seconds", seconds, unit="s")
+        self.record(OWN_TIME, seconds, unit="s")
         failed = [text for text, holds in self.claims if not holds]
-        print(
-            f"{len(self.claims) - len(failed)} of {len(self.claims)} claims hold · {seconds:.0f} s"
-        )
+        claims, held = len(self.claims), len(self.claims) - len(failed)
+        print(f"{held} of {claims} claims hold · {seconds:.0f} s")
         if failed:
-            raise ClaimsFailed(
-                f"{len(failed)} claim(s) of {self.name} do not hold here: " + "; ".join(failed)
-            )
+            told = f"{len(failed)} claim(s) of {self.name} do not hold here: "
+            raise ClaimsFailed(told + "; ".join(failed))
 
 
 def start(
-    name: str,
-    profile: str | None = None,
-    data: str = "auto",
-    seed: int = 0,
-    **knobs: Any,
+    name: str, profile: str | None = None, data: str = "auto", seed: int = 0, **knobs: Any
 ) -> Run:
     """Begin a notebook: check its parameters, seed everything, print a banner.
 
@@ -175,17 +174,15 @@ def start(
     """
     profile = profile or os.environ.get("CVLAB_PROFILE") or "class"
     check_parameters(name, {"profile": profile, "data": data, "seed": seed} | knobs)
-    given = {key: value for key, value in knobs.items() if value is not None}
     budgets = profiles()[name]
-    unset = dict.fromkeys(budgets.get("limits", {}))
-    budget = SimpleNamespace(**(unset | budgets.get(profile, {}) | given))
+    budget = dict.fromkeys(budgets.get("limits", {})) | budgets.get(profile, {})
+    budget |= {key: value for key, value in knobs.items() if value is not None}
     torch.manual_seed(seed)
     machine = hardware()
     device = torch.device("cpu") if profile == "smoke" else machine.device
-    run = Run(name, profile, data, seed, device, budget)
     features = ", ".join(machine.features) or "no known vector features"
     print(f"run    {name} · profile {profile} · seed {seed} · computes on {device.type}")
     print(f"cpu    {machine.cpu}, {machine.cores} cores, {machine.threads} threads · {features}")
     print(f"gpu    {machine.gpu or 'none'}")
     print(f"with   {versions(('torch', 'torchvision', 'onnxruntime', 'optuna'))}")
-    return run
+    return Run(name, profile, data, seed, device, SimpleNamespace(**budget))

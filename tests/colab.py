@@ -23,8 +23,8 @@ from pathlib import Path
 import nbformat
 from packaging.version import Version
 
+from cvlab import records
 from cvlab.tools.address import CELL
-from cvlab.tools.runner import read_result
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -192,9 +192,9 @@ def prove_notebook(python: Path, folder: Path, name: str) -> None:
             break
         print(f"  {name}, once more: {said[0]}")
     expect(done.returncode == 0, f"{name}: {done.stderr.strip()[-3000:]}")
-    result = read_result(target)
-    told = f"{name}: {result.claims_held} of {result.claims} claims hold"
-    expect(result.claims and result.claims == result.claims_held, told)
+    result = records.read(target)
+    told = f"{name}: {result.held} of {len(result.claims)} claims hold"
+    expect(result.claims and result.held == len(result.claims), told)
     print(f"  {told}, {time.perf_counter() - began:.0f} s")
 
 

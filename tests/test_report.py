@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from cvlab.profiles import ParameterError
-from cvlab.records import MIME, STAND_IN_LABEL
+from cvlab.records import MIME, STAND_IN_LABEL, Executed
 from cvlab.tools import cli, pages, report, runner
 
 ROOT = Path(__file__).parent.parent
@@ -126,7 +126,7 @@ def test_a_share_has_wilsons_interval_and_a_timing_its_spread(two_notebooks):
     assert rows == [
         ["10_one", "accuracy", "model: A", "50.0", "%", "95 % 40.4 to 59.6", "100"],
         ["10_one", "accuracy", "model: B", "80.0", "%", "95 % 49.0 to 94.3", "10"],
-        ["10_one", "latency_ms", "batch: 1", "1.50", "ms", "p10 to p90 1.25 to 2", ""],
+        ["10_one", "latency_ms", "batch: 1", "1.5", "ms", "p10 to p90 1.25 to 2", ""],
         ["11_two", "size", "", "13.7", "MB", "", ""],
     ]
 
@@ -280,6 +280,12 @@ def test_notebooks_without_a_plan_are_reported_as_far_as_they_go(two_notebooks, 
     assert "run.json is damaged" in page(report.write([two_notebooks])).text
 
 
+def test_a_name_that_ends_like_a_failed_run_is_a_name_too(tmp_path):
+    folder = plan(tmp_path / "r", "10.failed")
+    store(folder / "10.failed.ipynb", record("accuracy", 0.5))
+    assert table(page(report.write([folder])), "numbers")[0][0] == "10.failed"
+
+
 def test_a_folder_that_cannot_be_written_is_named(two_notebooks, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main(["report", str(two_notebooks), "--out", str(tmp_path / "file" / "x")]) == 2
@@ -292,7 +298,7 @@ def test_a_run_ends_by_naming_its_report(tmp_path, monkeypatch, capsys):
     def execute(plan, out, **how):
         runner._begin(plan, out, resume=False)
         store(out / "00_environment.failed.ipynb")
-        return [runner.Result("00_environment", "failed", error="X: y")]
+        return [Executed("00_environment", "failed", error="X: y")]
 
     monkeypatch.setattr(runner, "execute", execute)
     assert cli.main(["run", "00", "--out", str(tmp_path / "r")]) == 1
@@ -615,17 +621,17 @@ def test_sorting_works_by_keyboard_and_by_number(long_report, visit):
     """As text, 1,234 and -0.2 would stand elsewhere; 50.0 is the mean over seeds."""
     tab = visit(long_report[0])
     values = tab.locator("#numbers tbody tr:not(.more) .value")
-    assert values.all_text_contents() == ["9", "10.5", "1,234", "-0.200", "50.0"]
+    assert values.all_text_contents() == ["9", "10.5", "1,234", "-0.2", "50.0"]
     for _ in range(60):
         tab.keyboard.press("Tab")
         if tab.evaluate("document.activeElement.textContent") == "Value":
             break
     head = tab.locator("#numbers th", has_text="Value")
     tab.keyboard.press("Enter")
-    assert values.all_text_contents() == ["-0.200", "9", "10.5", "50.0", "1,234"]
+    assert values.all_text_contents() == ["-0.2", "9", "10.5", "50.0", "1,234"]
     assert head.get_attribute("aria-sort") == "ascending"
     tab.keyboard.press("Space")
-    assert values.all_text_contents() == ["1,234", "50.0", "10.5", "9", "-0.200"]
+    assert values.all_text_contents() == ["1,234", "50.0", "10.5", "9", "-0.2"]
     assert head.get_attribute("aria-sort") == "descending"
     assert tab.locator("#numbers th[aria-sort]").count() == 1
 

@@ -23,6 +23,10 @@ def test_readme_and_stored_results_are_those_of_the_notebooks():
         (record(0.9), "90.0 %"),
         (record(0.9012, "ms", p10=0.85, p90=1.25), "0.901 ms (0.85 to 1.25)"),
         (record(12345.6, "images/s"), "12,346 images/s"),
+        (record(999.7, "images/s", p10=99.96, p90=1234.5), "1,000 images/s (100 to 1,234)"),
+        (record(0.9, n=10**200), "90.0 %"),  # no number of images
+        (record(0.9, n="100"), "90.0 %"),
+        (record(7.0, n=5), "700.0 %"),  # no share
         (record(-0.094, "points", n=10_000), "-0.094 points"),
     ],
 )

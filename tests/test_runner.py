@@ -11,8 +11,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from cvlab import records
 from cvlab.profiles import ParameterError
-from cvlab.tools import cli, runner
+from cvlab.tools import cli, doctor, runner
 
 
 def command(*arguments):
@@ -42,7 +43,7 @@ def test_jobs_side_by_side_give_the_same_table(workbook):
     root, log = workbook
     plan = runner.Plan(["10_good", "11_bad", "12_last"])
     results = runner.execute(plan, root / "out", jobs=2)
-    assert [(r.notebook, r.status) for r in results] == [
+    assert [(r.name, r.status) for r in results] == [
         ("10_good", "passed"),
         ("11_bad", "failed"),
         ("12_last", "passed"),
@@ -77,16 +78,17 @@ def test_a_parameter_reaches_the_notebooks_that_have_it(workbook):
     command("run", "10", "12", "-p", "N", "7", "--out", root / "out")
     notebook = nbformat.read(root / "out" / "10_good.ipynb", as_version=4)
     assert "7\n" in [o.get("text") for c in notebook.cells for o in c.get("outputs", [])]
-    assert runner.read_result(root / "out" / "12_last.ipynb").status == "passed"
+    assert records.read(root / "out" / "12_last.ipynb").status == "passed"
 
 
 def test_half_a_notebook_has_not_finished(workbook):
     root, _ = workbook
     command("run", "10", "--out", root / "out")
     path = root / "out" / "10_good.ipynb"
-    assert runner.read_result(path).status == "passed"
+    assert records.read(path).status == "passed"
     path.write_text(path.read_text()[:300])
-    assert runner.read_result(path).status == "not run"
+    assert records.read(path).status == "not run"
+    assert records.read(path).damage
 
 
 def test_a_dead_kernel_is_a_failure_of_that_notebook_only(workbook):
@@ -158,12 +160,38 @@ def test_doctor_reports_what_is_missing_and_what_to_do(workbook, capsys):
     assert "!!" not in out
 
 
+def test_what_is_missing_is_named_with_its_extra(monkeypatch):
+    """As pip knows it; what only the tests need is not missed."""
+    listed = ["torch>=2.9", "distributed>=2025.1; extra == 'tools'", "ruff; extra == 'dev'"]
+    monkeypatch.setattr(doctor, "requires", lambda package: listed)
+    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    lines = list(doctor.report())
+    assert "  !!  torch missing: pip install torch" in lines
+    assert "  --  distributed missing (optional): pip install 'cvlab[tools]'" in lines
+    assert not any("ruff" in line for line in lines)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), ZeroDivisionError("x")])
+def test_a_bug_keeps_its_traceback(workbook, monkeypatch, error):
+    """Only our own errors, whose messages say what to do, end as a line and exit code 2."""
+    monkeypatch.setattr(runner, "choose", lambda asked: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)):
+        command("run")
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("3", 3), ("0.1", 0.1), ("['a', 'b']", ["a", "b"]), ("None", None), ("cat", "cat")],
 )
 def test_values_are_read_as_python_or_text(text, value):
     assert cli.value_of(text) == value
+
+
+def test_a_parameter_that_every_notebook_has_needs_no_limit_of_its_own():
+    """As README shows it: `run 01 -p SEED 3 -p EPOCHS 20`."""
+    parameters = {"SEED": 3, "EPOCHS": 20}
+    given = runner.check(runner.Plan(["00_environment", "01_optimizers"], parameters=parameters))
+    assert given == {"00_environment": {"SEED": 3}, "01_optimizers": parameters}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from typing import Any
 from cvlab import sources
 from cvlab.paths import as_json, data_folder, project_root, store_text
 from cvlab.profiles import PROFILES, ParameterError
-from cvlab.tools import cluster, runner
+from cvlab.tools import runner
+
+# Everything else is imported by the command that needs it: it takes seconds.
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,15 +22,38 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         return options.do(options)
-    except (ParameterError, sources.DataError, FileNotFoundError, cluster.ClusterError) as error:
+    except Exception as error:
+        # Our own errors say what to do; of any other the traceback helps more.
+        ours = type(error).__module__.startswith("cvlab.")
+        if not (ours or isinstance(error, (FileNotFoundError, *options.told))):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cvlab", description=__doc__)
+    parser.set_defaults(told=())  # errors of other kinds that a command's message is enough for
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_notebooks(commands)
+    _add_models(commands)
+    data = commands.add_parser("data", help="prepare data ahead")
+    data.add_argument("action", choices=["fetch"])
+    data.add_argument("name", choices=sorted(sources.TITLES))
+    data.set_defaults(do=_data)
+    bench = commands.add_parser("bench", help="our feeding and training beside the usual ways")
+    bench.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
+    bench.add_argument("--out", type=Path, help="also store the numbers in this JSON file")
+    bench.set_defaults(do=_bench)
+    address = commands.add_parser("address", help="show or set where this lies on GitHub")
+    address.add_argument("to", nargs="?", metavar="OWNER/NAME", help="default: show it")
+    address.set_defaults(do=_address)
+    doctor = commands.add_parser("doctor", help="what is here, what is missing, what to do")
+    doctor.set_defaults(do=_doctor)
+    return parser
 
+
+def _add_notebooks(commands) -> None:
     run = commands.add_parser("run", help="execute notebooks headless, with a table at the end")
     run.add_argument("notebooks", nargs="*", help="names or numbers (01); all if none is given")
     run.add_argument("--profile", choices=PROFILES, help="default: smoke")
@@ -48,21 +73,20 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on with the run in --out, or with the latest"
     )
     run.set_defaults(do=_run)
-
     report = commands.add_parser("report", help="one page on a run, or on several side by side")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
     report.add_argument("--out", type=Path, help="default: RUN_DIR, or `comparison` beside it")
     report.set_defaults(do=_report)
-
     publish = commands.add_parser("publish", help="copy a class run's notebooks over notebooks/")
     publish.add_argument("out", type=Path)
     publish.set_defaults(do=_publish)
-
     results = commands.add_parser(
         "results", help="make data/results/ and README's tables from the committed notebooks"
     )
     results.set_defaults(do=_results)
 
+
+def _add_models(commands) -> None:
     tune = commands.add_parser("tune", help="add worker processes to a hyperparameter search")
     tune.add_argument("--storage", required=True, help="a journal file, or postgresql://...")
     tune.add_argument("--study", default="04_optuna", help="default: 04_optuna")
@@ -70,14 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--trials", type=_positive, help="how many to add, by all workers together")
     tune.add_argument("--seconds", type=_positive, help="start no trial after so long")
     tune.add_argument(
-        "--profile",
-        choices=PROFILES,
-        default="class",
-        help="of a new study's trials",
+        "--profile", choices=PROFILES, default="class", help="of a new study's trials"
     )
     tune.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
-    tune.set_defaults(do=_tune)
-
+    tune.set_defaults(do=_tune, told=(ValueError,))
     quantize = commands.add_parser("quantize", help="make an ONNX classifier INT8, still right")
     quantize.add_argument("model", type=Path, help="an ONNX file in fp32")
     quantize.add_argument("--data", default="cifar10", choices=sorted(sources.TITLES))
@@ -86,30 +106,11 @@ def _parser() -> argparse.ArgumentParser:
         "--max-drop", type=float, default=0.2, help="percentage points that may be lost (0.2)"
     )
     quantize.add_argument("--out", type=Path, help="default: MODEL.int8.onnx")
-    quantize.set_defaults(do=_quantize)
-
+    quantize.set_defaults(do=_quantize, told=(ValueError,))
     predict = commands.add_parser("predict", help="classify pictures with an exported model")
     predict.add_argument("model", type=Path, help="an ONNX file that takes pixels")
     predict.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE")
-    predict.set_defaults(do=_predict)
-
-    data = commands.add_parser("data", help="prepare data ahead")
-    data.add_argument("action", choices=["fetch"])
-    data.add_argument("name", choices=sorted(sources.TITLES))
-    data.set_defaults(do=_data)
-
-    bench = commands.add_parser("bench", help="our feeding and training beside the usual ways")
-    bench.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
-    bench.add_argument("--out", type=Path, help="also store the numbers in this JSON file")
-    bench.set_defaults(do=_bench)
-
-    address = commands.add_parser("address", help="show or set where this lies on GitHub")
-    address.add_argument("to", nargs="?", metavar="OWNER/NAME", help="default: show it")
-    address.set_defaults(do=_address)
-
-    doctor = commands.add_parser("doctor", help="what is here, what is missing, what to do")
-    doctor.set_defaults(do=_doctor)
-    return parser
+    predict.set_defaults(do=_predict, told=(ValueError,))
 
 
 def _positive(text: str) -> int:
@@ -134,30 +135,38 @@ def _run(options) -> int:
             "of them: jobs are processes of this machine, the scheduler's workers run one notebook "
             "each."
         )
-    out = options.out
-    if options.resume:
-        if options.notebooks or options.profile or options.data or options.parameter:
-            raise ParameterError("A resumed run keeps its own plan; give --resume and --out only.")
-        out = out or max((project_root() / "runs").glob("*/run.json"), default=Path()).parent
-        if not (out / "run.json").is_file():
-            raise ParameterError("There is no run to resume; name its folder with --out.")
-        plan = runner.read_plan(out)
-    else:
-        out = out or project_root() / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S")
-        parameters = {name: value_of(text) for name, text in options.parameter}
-        for name in ("PROFILE", "DATA"):
-            if name in parameters:
-                raise ParameterError(f"Use --{name.lower()} in place of -p {name}.")
-        names = runner.choose(options.notebooks)
-        profile, data = options.profile or "smoke", options.data or "auto"
-        plan = runner.Plan(names, profile, data, parameters)
-    how = {"jobs": options.jobs, "resume": options.resume}
+    plan, out = _resumed(options) if options.resume else _planned(options)
+    crew = None
     if options.scheduler:
-        how["crew"] = cluster.crew(options.scheduler, plan)
-    results = runner.execute(plan, out, **how)
+        from cvlab.tools import cluster
+
+        crew = cluster.crew(options.scheduler, plan)
+    results = runner.execute(plan, out, jobs=options.jobs, resume=options.resume, crew=crew)
     print(f"\n{runner.table(results)}\n\nThe executed notebooks and figures are in {out}")
     print(_page_of(out))
     return 0 if all(result.status == "passed" for result in results) else 1
+
+
+def _resumed(options) -> tuple[runner.Plan, Path]:
+    """The plan of an earlier run, and its folder."""
+    if options.notebooks or options.profile or options.data or options.parameter:
+        raise ParameterError("A resumed run keeps its own plan; give --resume and --out only.")
+    runs = (project_root() / "runs").glob("*/run.json")
+    out = options.out or max(runs, default=Path()).parent
+    if not (out / "run.json").is_file():
+        raise ParameterError("There is no run to resume; name its folder with --out.")
+    return runner.read_plan(out), out
+
+
+def _planned(options) -> tuple[runner.Plan, Path]:
+    """The plan that the options say, and a folder for it."""
+    parameters = {name: value_of(text) for name, text in options.parameter}
+    for name in ("PROFILE", "DATA"):
+        if name in parameters:
+            raise ParameterError(f"Use --{name.lower()} in place of -p {name}.")
+    names = runner.choose(options.notebooks)
+    plan = runner.Plan(names, options.profile or "smoke", options.data or "auto", parameters)
+    return plan, options.out or project_root() / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def _page_of(out: Path) -> str:
@@ -183,7 +192,9 @@ def _report(options) -> int:
 
 
 def _publish(options) -> int:
-    names = runner.publish(options.out)
+    from cvlab.tools.publish import publish
+
+    names = publish(options.out)
     print(f"Published {', '.join(names)}. README's tables: python -m cvlab results")
     return 0
 
@@ -191,18 +202,13 @@ def _publish(options) -> int:
 def _results(options) -> int:
     from cvlab.tools import results
 
-    try:
-        changed = results.update()
-    except results.ResultsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    names = [str(path.relative_to(project_root())) for path in changed]
+    names = [str(path.relative_to(project_root())) for path in results.update()]
     print(f"Made anew: {', '.join(names)}." if names else "README and data/results are up to date.")
     return 0
 
 
 def _tune(options) -> int:
-    from cvlab.lessons.search import studies, tune
+    from cvlab.lessons.search import tune
     from cvlab.tools import workers
 
     if not (options.trials or options.seconds):
@@ -217,9 +223,6 @@ def _tune(options) -> int:
             profile=options.profile,
             data=options.data,
         )
-    except (studies.StudyError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nStopped. Finished trials are kept; the same command goes on.", file=sys.stderr)
         return 1
@@ -230,8 +233,7 @@ def _tune(options) -> int:
 
 
 def _quantize(options) -> int:
-    from cvlab import data, runtime
-    from cvlab.lessons.int8.quantize import QuantizeError
+    from cvlab import data
     from cvlab.tools import quantize
 
     out = options.out or options.model.with_suffix(".int8.onnx")
@@ -239,9 +241,6 @@ def _quantize(options) -> int:
         loaded = data.load(options.data, options.where)
         print(loaded)
         found, table = quantize.shrink(options.model, loaded, out, options.max_drop)
-    except (QuantizeError, runtime.ModelError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nStopped. What was measured is kept; the same command goes on.", file=sys.stderr)
         return 130
@@ -250,15 +249,9 @@ def _quantize(options) -> int:
 
 
 def _predict(options) -> int:
-    from cvlab import runtime
     from cvlab.lessons.engines import deploy
 
-    try:
-        answers = deploy.classify(options.model, options.pictures)
-    except (runtime.ModelError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for picture, row in answers.iterrows():
+    for picture, row in deploy.classify(options.model, options.pictures).iterrows():
         best = row.nlargest(3).items()
         print(f"{picture}: {', '.join(f'{name} {share:.1%}' for name, share in best)}")
     return 0
@@ -293,23 +286,19 @@ def _bench(options) -> int:
 def _address(options) -> int:
     from cvlab.tools import address
 
-    try:
-        if options.to is None:
-            line, agree = address.state(address.places())
-            print(line)
-            return 0 if agree else 1
-        new = address.parse(options.to)
-        changed = [str(path.relative_to(project_root())) for path in address.change(new)]
-    except address.AddressError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.to is None:
+        line, agree = address.state(address.places())
+        print(line)
+        return 0 if agree else 1
+    new = address.parse(options.to)
+    changed = [str(path.relative_to(project_root())) for path in address.change(new)]
     print(f"{new} written to {', '.join(changed)}" if changed else f"{new} is named already")
     return 0
 
 
 def _doctor(options) -> int:
-    from cvlab.tools.doctor import report
+    from cvlab.tools import doctor
 
-    for line in report():
+    for line in doctor.report():  # each when it is found out
         print(line)
     return 0

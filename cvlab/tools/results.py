@@ -9,14 +9,13 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import nbformat
-import numpy as np
 
-from cvlab import records
 from cvlab.paths import as_json, project_root, store_text
-from cvlab.records import stored_in
+from cvlab.records import OWN_TIME, digits, in_words, is_number, stored_in
 from cvlab.tools.runner import notebook_paths
 
 
@@ -64,10 +63,9 @@ def expected() -> dict[Path, str]:
 
 
 def headlines(found: Mapping[str, list[dict]], wanted: Sequence[Mapping]) -> str:
-    """README's table of results.
+    """README's table of results, from the records of each notebook.
 
     Args:
-        found: records by notebook.
         wanted: a row each: `notebook`, `what` it is, the `name` of its record and its `tags`.
     """
     rows = [(f"`{one['notebook']}`", one["what"], _value(one, found)) for one in wanted]
@@ -87,12 +85,10 @@ def _value(wanted: Mapping, found: Mapping[str, list[dict]]) -> str:
             "README's table shows. Publish it again, or mend cvlab/readme.toml."
         )
     if len(fits) == 1:
-        return records.in_words(fits[0])
+        return in_words(fits[0])
     values = [record["value"] for record in fits]
-    middle, low, high = (
-        records.in_words({**fits[0], "value": value, "tags": {}})
-        for value in (np.mean(values), min(values), max(values))
-    )
+    ends = fmean(values), min(values), max(values)
+    middle, low, high = (in_words(fits[0] | {"value": end, "tags": {}}) for end in ends)
     return f"{middle} (mean of {len(values)} seeds, {low} to {high})"
 
 
@@ -102,7 +98,7 @@ def notebooks(found: Mapping[str, list[dict]], wanted: Sequence[Mapping]) -> str
     for one in wanted:
         name, there = one["name"], f"notebooks/{one['name']}.ipynb"
         picture = f'<img src="figures/{one["figure"]}" width="240" alt="a figure of {name}">'
-        seconds = _value({"notebook": name, "name": "notebook_seconds"}, found)
+        seconds = _value({"notebook": name, "name": OWN_TIME}, found)
         text = f"**[{name}]({there})**<br>{one['question']}"
         rows.append((f"[{picture}]({there})", text, seconds))
     return _table(("", "question", "on 2 CPU cores"), rows)
@@ -112,11 +108,9 @@ def peers(measured: Mapping[str, Any], wanted: Sequence[Mapping]) -> str:
     """README's table of our ways beside the usual ones, a row each of `bench.json`'s tables."""
     rows = []
     for one in wanted:
-        ways = {
-            row["way"]: f"{_number(row[one['column']])} {one['unit']}"
-            for row in measured[one["table"]]
-        }
-        rows.append((one["what"], *(f"{ways[one[k]]} ({one[k]})" for k in ("usual", "ours"))))
+        ways = {row["way"]: digits(row[one["column"]]) for row in measured[one["table"]]}
+        usual, ours = (f"{ways[one[k]]} {one['unit']} ({one[k]})" for k in ("usual", "ours"))
+        rows.append((one["what"], usual, ours))
     return _table(("", "usual", "ours"), rows)
 
 
@@ -128,15 +122,10 @@ def bench(stored: Mapping[str, Any]) -> str:
     for title, rows in stored.items():
         if isinstance(rows, list):
             head = tuple(name for name in rows[0] if name != "index")
-            body = [tuple(_number(row[name]) for name in head) for row in rows]
+            cells = [[row[name] for name in head] for row in rows]
+            body = [tuple(digits(c) if is_number(c) else str(c) for c in row) for row in cells]
             lines += ["", f"## {title[0].upper() + title[1:]}", "", _table(head, body)]
     return "\n".join(lines) + "\n"
-
-
-def _number(value: Any) -> str:
-    if not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -12,76 +12,25 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
+from cvlab import records
 from cvlab.profiles import ParameterError
-from cvlab.records import OUTCOMES, _is_record, is_number, stored_in
+from cvlab.records import STATES, Executed
 from cvlab.tools import pages
 
-STATES = {"": "passed", ".failed": "failed", ".running": "unfinished"}  # by the file's name
-
-
-NOT_RUN = "not run"
-
-
-MARKS = {"passed": "✓", "failed": "✗", "unfinished": "◐", NOT_RUN: "–"}
-
-
 HINT = "Give the folder of a run, made by `python -m cvlab run --out DIR`."
-
-
 PASSWORD = re.compile(r"(://[^\s/:@\"'\\]*:)[^\s/@\"'\\]+@")  # of a database, in STORAGE
 
 
 @dataclass
-class Notebook:
-    """What is known of one notebook of a run."""
-
-    name: str
-    status: str = NOT_RUN
-    seconds: float | None = None
-    began: str = ""  # ISO, UTC
-    claims: dict[str, bool] = field(default_factory=dict)
-    records: list[dict] = field(default_factory=list)
-    exercises: dict[str, tuple[str, str]] = field(default_factory=dict)  # outcome, what was said
-    error: str = ""
-    traceback: str = ""
-    cells: list[pages.Cell] = field(default_factory=list)
-    page: str = ""  # address of its rendered page, where there is one
-
-    @property
-    def mark(self) -> str:
-        """The status as one sign."""
-        return MARKS[self.status]
-
-    @property
-    def held(self) -> int:
-        """How many claims hold."""
-        return sum(self.claims.values())
-
-    @property
-    def figures(self) -> dict[tuple, pages.Output]:
-        """By cell and place in it, which stay the same when a notebook runs again elsewhere."""
-        shown = {}
-        for cell in self.cells:
-            pictures = [output for output in cell.outputs if output.kind == "picture"]
-            shown |= {(cell.id, place): output for place, output in enumerate(pictures)}
-        return shown
-
-    @property
-    def devices(self) -> list[str]:
-        """Machines that its numbers were measured on."""
-        return distinct(str(record.get("device") or "") for record in self.records)
-
-
-@dataclass
-class Run:
+class Folder:
     """A run's folder, as far as it can be read; `problems` says what cannot."""
 
     label: str
     plan: dict[str, Any]
-    notebooks: dict[str, Notebook]
+    notebooks: dict[str, Executed]
+    cells: dict[str, list[pages.Cell]]  # of each notebook that can be read
     problems: list[str]
+    addresses: dict[str, str] = field(default_factory=dict)  # of the notebooks' pages
 
     @property
     def passed(self) -> int:
@@ -108,7 +57,7 @@ class Run:
     @property
     def devices(self) -> list[str]:
         """Machines that its numbers were measured on; several for one run on a cluster."""
-        return distinct(device for n in self.notebooks.values() for device in n.devices)
+        return devices(*self.notebooks.values())
 
     @property
     def sources(self) -> list[str]:
@@ -119,13 +68,13 @@ class Run:
     @property
     def machine(self) -> str:
         """The machine in words; where the numbers come from others, these and where it started."""
-        about, devices = self.plan["about"], self.devices
+        about, measured = self.plan["about"], self.devices
         if not about:
-            return "; ".join(devices)
+            return "; ".join(measured)
         known = {"cpu": "unknown CPU", "cores": "?", "memory_gb": "?", "gpu": "no GPU"} | about
         host = f"{known['cpu']}, {known['cores']} cores, {known['memory_gb']} GB, {known['gpu']}"
-        is_host = set(devices) <= {known["cpu"], known["gpu"]}
-        return host if is_host else f"{'; '.join(devices)}; started on {host}"
+        is_host = set(measured) <= {known["cpu"], known["gpu"]}
+        return host if is_host else f"{'; '.join(measured)}; started on {host}"
 
     @property
     def facts(self) -> dict[str, str]:
@@ -141,8 +90,16 @@ class Run:
             "Software": about.get("versions", ""),
         }
 
+    def figures(self, name: str) -> dict[tuple, pages.Output]:
+        """By cell and place in it, which stay the same when a notebook runs again elsewhere."""
+        shown = {}
+        for cell in self.cells.get(name, []):
+            pictures = [output for output in cell.outputs if output.kind == "picture"]
+            shown |= {(cell.id, place): output for place, output in enumerate(pictures)}
+        return shown
 
-def read(folder: Path) -> Run:
+
+def read(folder: Path) -> Folder:
     """A run's folder; whatever is damaged in it becomes a problem, not an error.
 
     Raises:
@@ -153,27 +110,31 @@ def read(folder: Path) -> Run:
     plan, problems = _plan(folder)
     found = (path.stem for path in sorted(folder.glob("*.ipynb")))
     found = distinct(re.sub(r"\.(failed|running)$", "", stem) for stem in found)
-    names, notebooks = plan["notebooks"] or found, {}
+    names, notebooks, cells = plan["notebooks"] or found, {}, {}
     if not names:
         raise ParameterError(f"{folder} holds no notebook. {' '.join(problems)} {HINT}")
     for name in names:
+        paths = [folder / f"{name}{ending}.ipynb" for ending in STATES]
+        path = next((path for path in paths if path.is_file()), paths[0])
+        notebook = notebooks[name] = records.read(path, hide=_without_passwords)
         try:
-            notebooks[name] = _notebook(folder, name, names)
-        except Exception as error:  # cut short, no notebook, hostile: the others are reported
-            notebooks[name] = Notebook(name)
-            reason = " ".join(str(error).split())[:200]
+            cells[name] = list(pages.cells(notebook.content, names)) if notebook.content else []
+        except Exception as error:  # hostile: the others are reported
+            notebook = notebooks[name] = Executed(name, damage=str(error) or type(error).__name__)
+        if notebook.damage:
+            reason = " ".join(notebook.damage.split())[:200]
             problems.append(
                 f"{name} is cut short or damaged and counts as not run ({reason}); "
                 "`python -m cvlab run --resume --out DIR` runs it again."
             )
-    return Run(folder.resolve().name, plan, notebooks, problems)
+    return Folder(folder.resolve().name, plan, notebooks, cells, problems)
 
 
 def _plan(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """What `run.json` says, each entry of the type it should have, and what is wrong with it."""
     problems, given = [], {}
     try:
-        given = json.loads(_text(folder / "run.json"))
+        given = json.loads(_without_passwords((folder / "run.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         problems.append("There is no run.json: what was asked for is not known.")
     except (OSError, ValueError) as error:
@@ -198,47 +159,14 @@ def _texts(entries: Any) -> dict[str, str]:
     return {str(key): str(value) for key, value in pairs if value is not None}
 
 
-def _text(path: Path) -> str:
-    """A file's text without the passwords in addresses: reports are passed on."""
-    return PASSWORD.sub(r"\1***@", path.read_text(encoding="utf-8"))
+def _without_passwords(text: str) -> str:
+    """Without those in addresses: reports are passed on."""
+    return PASSWORD.sub(r"\1***@", text)
 
 
-def _notebook(folder: Path, name: str, names: list[str]) -> Notebook:
-    paths = {folder / f"{name}{ending}.ipynb": state for ending, state in STATES.items()}
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        return Notebook(name)
-    content = nbformat.reads(_text(path), as_version=4)
-    notebook = Notebook(name, paths[path], cells=list(pages.cells(content, names)))
-    stored = stored_in(content)
-    for claim in (entry for entry in stored if "claim" in entry):
-        text = str(claim["claim"])
-        notebook.claims[text] = notebook.claims.get(text, True) and claim.get("holds") is True
-    for entry in (entry for entry in stored if str(entry.get("outcome")) in OUTCOMES):
-        notebook.exercises[str(entry.get("exercise"))] = entry["outcome"], str(entry.get("said"))
-    measured = [record for record in stored if _is_record(record)]
-    notebook.records = [r for r in measured if r["name"] != "notebook_seconds"]
-    papermill = content.metadata.get("papermill") or {}
-    own = [r["value"] for r in measured if r["name"] == "notebook_seconds"]
-    seconds = [s for s in (papermill.get("duration"), *own) if is_number(s)]
-    notebook.seconds = seconds[0] if seconds else None
-    notebook.began = str(papermill.get("start_time") or "")
-    if notebook.status == "failed":
-        notebook.error, notebook.traceback = _error(content)
-    return notebook
-
-
-def _error(content: nbformat.NotebookNode) -> tuple[str, str]:
-    """What stopped a failed notebook, in one line and in full."""
-    every = [o for cell in content.cells for o in cell.get("outputs", [])]
-    errors = [output for output in every if output.output_type == "error"]
-    if not errors:
-        return "Its kernel died, or a cell ran out of time: no cell has an error.", ""
-    error = errors[-1]
-    return (
-        pages.plain(f"{error.ename}: {error.evalue}"),
-        pages.plain("\n".join(error.traceback)),
-    )
+def devices(*notebooks: Executed) -> list[str]:
+    """Machines that their numbers were measured on."""
+    return distinct(str(r.get("device") or "") for n in notebooks for r in n.records)
 
 
 def distinct(texts: Iterable[str]) -> list[str]:
