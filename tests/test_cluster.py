@@ -172,7 +172,7 @@ def test_the_cluster_gives_the_same_as_this_machine(two_workers, capsys):
     tables = []
     for out, crew in ((root / "here", None), (root / "there", crew_of(cluster.address, plan))):
         results = runner.execute(plan, out, crew=crew)
-        tables.append([(r.notebook, r.status, r.claims_held, r.claims, r.error) for r in results])
+        tables.append([(r.name, r.status, r.held, r.claims, r.error) for r in results])
         for name in ("figures/10_what.png", "models/10_net.pt"):
             assert (out / name).read_text() == name
         assert printed(out / "10_good.ipynb") == "3 smoke synthetic\n"
