@@ -180,7 +180,7 @@ def test_the_cluster_gives_the_same_as_this_machine(two_workers, capsys):
         files = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
         assert len(files) == 6
     assert tables[0] == tables[1]
-    assert tables[0][1] == ("11_bad", "failed", 0, 0, "ZeroDivisionError: division by zero")
+    assert tables[0][1] == ("11_bad", "failed", 0, {}, "ZeroDivisionError: division by zero")
     said = capsys.readouterr().out
     assert "10_good: sent to tcp://" in said
     assert len(re.findall("10_good: passed, .* s, 1 of 1 claims hold", said)) == 2

@@ -158,7 +158,7 @@ def test_what_failed_stopped_or_never_ran_is_told_apart(tmp_path):
     store(folder / "11_stopped.running.ipynb", claim("early"))
     store(folder / "13_cut.ipynb")
     (folder / "13_cut.ipynb").write_text((folder / "13_cut.ipynb").read_text()[:-30])
-    store(folder / "14_false.ipynb", claim("yes"), claim("no", False))
+    store(folder / "14_false.ipynb", claim("yes"), claim("no", False), claim("no"))
     soup = page(report.write([folder]))
     assert [row[1] for row in table(soup, "notebooks")] == [
         "✗ failed",
