@@ -23,6 +23,8 @@ from cvlab.bench import (
     time_calls,
 )
 
+pytestmark = pytest.mark.alone  # it takes times
+
 
 class FakeTime:
     """A clock that stands still unless a call moves it."""

@@ -14,6 +14,8 @@ from cvlab.data import load
 from cvlab.lessons.engines import calls, figures, mistakes
 from cvlab.models import SmallCNN
 
+pytestmark = pytest.mark.alone  # it takes times
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
