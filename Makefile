@@ -16,7 +16,7 @@ test: .venv/tested
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@echo "== Tests, two at a time =="
 	@$(BIN)/python -m pytest -n 2 -m "not alone"
-	@echo "== What takes times or all cores, alone: every notebook (smoke profile) =="
+	@echo "== What takes times or all cores, alone =="
 	@$(BIN)/python -m pytest -m alone
 
 publish: .venv/installed

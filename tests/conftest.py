@@ -4,6 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side: threads would wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
 

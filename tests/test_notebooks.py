@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from copy import deepcopy
 from pathlib import Path
 
 import nbformat
@@ -157,68 +158,52 @@ def test_github_and_colab_can_show_it(path):
 # --- runs ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def smoke(request, tmp_path_factory):
-    """A notebook executed once in the smoke profile: (how it went, what lies in it)."""
-    out = tmp_path_factory.mktemp("smoke")
-    (result,) = runner.execute(runner.Plan([request.param]), out)
-    assert result.status == "passed", result.error
-    return result, nbformat.read(out / f"{request.param}.ipynb", as_version=4)
-
-
 def published(name):
     return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
 
 
-@pytest.mark.alone
-@pytest.mark.timeout(0)  # however slow or busy the machine: what hangs is stopped cell by cell
-def test_a_smoke_run_holds_all_claims(smoke):
-    result, _ = smoke
-    assert result.held == len(result.claims) >= 3
+def concluded(notebook):
+    """The tagged cell's text, which is what nbval compares."""
+    (cell,) = tagged(notebook, "nbval-check-output")
+    return "".join(o.text for o in cell.outputs if o.output_type == "stream")
 
 
-@pytest.mark.alone
-@pytest.mark.timeout(0)
-def test_a_smoke_run_says_what_the_published_notebook_says(smoke):
-    """The tagged cell's text, as nbval compares it: a conclusion depends on no profile or data."""
-    result, executed = smoke
-    texts = []
-    for notebook in (published(result.name), executed):
-        (cell,) = tagged(notebook, "nbval-check-output")
-        texts.append("".join(o.text for o in cell.outputs if o.output_type == "stream"))
-    assert texts[0] == texts[1]
-    assert texts[0].count("✓") == len(result.claims)
-
-
-@pytest.mark.alone
-@pytest.mark.timeout(0)
-def test_a_smoke_runs_records_lie_in_their_bands(smoke):
+def out_of_band(name, stored):
     """Every number has a band, every band a number: neither can be forgotten."""
-    result, executed = smoke
-    values = [record for record in records.stored_in(executed) if "name" in record]
-    bands = BANDS["smoke"][result.name]
+    bands, values = BANDS["smoke"][name], [record for record in stored if "name" in record]
     assert {record["name"] for record in values} == set(bands)
-    for record in values:
-        low, high = bands[record["name"]]
-        assert low <= record["value"] <= high, record
+    ends = [(record, *bands[record["name"]]) for record in values]
+    return [record for record, low, high in ends if not low <= record["value"] <= high]
 
 
-@pytest.mark.alone
+@pytest.mark.timeout(0)  # however slow or busy the machine: what hangs is stopped cell by cell
+@pytest.mark.parametrize("name", NAMES)
+def test_a_smoke_run_concludes_what_is_published(name, tmp_path):
+    """Executed once: all claims hold, in the same words in each profile, on any data."""
+    (result,) = runner.execute(runner.Plan([name]), tmp_path)
+    assert result.status == "passed", result.error
+    assert result.held == len(result.claims) >= 3
+    executed = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
+    assert concluded(executed) == concluded(published(name))
+    assert concluded(executed).count("✓") == len(result.claims)
+    assert out_of_band(name, records.stored_in(executed)) == []
+
+
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("change", ["", "✓ the first call takes long"])
-def test_nbval_compares_what_is_tagged(tmp_path, change):
-    """An instructor's `pytest --nbval-lax` passes; the notebook of another text does not.
+def test_nbval_compares_what_is_tagged(tmp_path):
+    """An instructor's `pytest --nbval-lax` passes what is published, and fails another text.
 
     Of one notebook: the others are executed above, and compared as nbval does it.
     """
     notebook = published(NAMES[0])
-    if change:
-        (cell,) = tagged(notebook, "nbval-check-output")
-        cell.outputs[0].text = change
+    (cell,) = tagged(notebook, "nbval-check-output")
+    changed = deepcopy(cell)
+    changed.id, changed.outputs[0].text = "changed", "✓ the first call takes long"
+    notebook.cells.insert(notebook.cells.index(cell) + 1, changed)
     nbformat.write(notebook, tmp_path / f"{NAMES[0]}.ipynb")
     environment = {**os.environ, "CVLAB_PROFILE": "smoke", "CVLAB_OUT": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax"]
     command += ["--rootdir", str(tmp_path), "-c", os.devnull, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (f"{len(code(notebook))} passed" in done.stdout) == (not change), done.stdout[-3000:]
-    assert ("1 failed" in done.stdout) == bool(change), done.stdout[-3000:]
+    assert f"1 failed, {len(code(notebook)) - 1} passed" in done.stdout, done.stdout[-3000:]
+    assert changed.outputs[0].text in done.stdout

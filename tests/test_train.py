@@ -80,11 +80,12 @@ def test_resume_ends_with_the_same_weights(drawn, tmp_path, name, schedule):
 
 
 SCRIPT = """
-import sys, time, torch
+import sys, time
 from pathlib import Path
 from cvlab import data
 from cvlab.models import LeNet
 from cvlab.train import Training, fit
+import torch
 drawn = data.load("cifar10", "synthetic", n_train=500, n_val=100, n_test=100)
 torch.manual_seed(0)
 model, slow = LeNet(), (lambda *_: time.sleep(0.3)) if sys.argv[2] == "slow" else None
