@@ -1,8 +1,10 @@
 """What this machine is, as far as it decides speed, and torchvision made to work on it."""
 
-import os
 import platform
+import re
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -20,18 +22,50 @@ FEATURES = {  # what the workbook's speed depends on, and why
     "avx2": "256-bit vectors",
 }
 
+GENERATIONS = {  # family and models, as in Linux's intel-family.h and amd.c
+    "Haswell": (6, {60, 63, 69, 70}),
+    "Broadwell": (6, {61, 71, 79, 86}),
+    "Skylake": (6, {78, 94}),
+    "Skylake-SP, Cascade Lake or Cooper Lake": (6, {85}),
+    "Kaby Lake or Coffee Lake": (6, {142, 158}),
+    "Comet Lake": (6, {165, 166}),
+    "Ice Lake": (6, {106, 108, 125, 126}),
+    "Rocket Lake": (6, {167}),
+    "Tiger Lake": (6, {140, 141}),
+    "Alder Lake": (6, {151, 154, 190}),
+    "Raptor Lake": (6, {183, 186, 191}),
+    "Meteor Lake": (6, {170, 172}),
+    "Arrow Lake": (6, {181, 197, 198}),
+    "Lunar Lake": (6, {189}),
+    "Sapphire Rapids": (6, {143}),
+    "Emerald Rapids": (6, {207}),
+    "Granite Rapids": (6, {173, 174}),
+    "Zen": (23, {*range(0x30), *range(0x50, 0x60)}),
+    "Zen 2": (23, {*range(0x30, 0x50), *range(0x60, 0x80), *range(0x90, 0xB0)}),
+    "Zen 3": (25, {*range(0x10), *range(0x20, 0x60)}),
+    "Zen 4": (25, {*range(0x10, 0x20), *range(0x60, 0xB0)}),
+    "Zen 5": (26, {*range(0x30), *range(0x40, 0x50), *range(0x60, 0x80)}),
+}
+
+NUMBERS = ("cpu family", "model", "stepping")  # in /proc/cpuinfo, of x86; then those of Arm
+NUMBERS += ("CPU implementer", "CPU part", "CPU variant", "CPU revision")
+
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machine at hand; `memory_gb` in 10^9 bytes, `features` a subset of `FEATURES`."""
+    """The machine at hand: `memory_gb` in 10^9 bytes, `features` a subset of `FEATURES`."""
 
-    system: str
-    cpu: str
-    cores: int
-    threads: int
+    cpu: str  # as far as the system tells: brand, generation, model, clock, virtual or not
+    cores: int  # logical ones, that this process may use
     memory_gb: float
     features: tuple[str, ...]
     gpu: str | None
+
+    @property
+    def name(self) -> str:
+        """All that tells this CPU from others: numbers of two names are of two machines."""
+        features = " ".join(self.features) or "no known vector features"
+        return f"{self.cpu}, {self.cores} logical cores, {features}"
 
     @property
     def device(self) -> torch.device:
@@ -46,33 +80,79 @@ class Hardware:
 @cache
 def hardware() -> Hardware:
     """Look at the machine once; the answer is the same for the life of the process."""
-    flags = _cpu_flags()
+    told = _cpuinfo()
+    flags = _capabilities(told)
+    brand = told.get("model name") or flags.get("cpu_name") or platform.machine()
     return Hardware(
-        system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        cpu=_cpuinfo("model name") or platform.processor() or platform.machine(),
-        cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
-        threads=torch.get_num_threads(),
+        cpu=describe(brand, told, platform.processor()),
+        cores=usable_cores(),
         memory_gb=psutil.virtual_memory().total / 1e9,
         features=tuple(name for name in FEATURES if flags.get(name)),
         gpu=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     )
 
 
-def _cpu_flags() -> dict:
+def usable_cores() -> int:
+    """Logical cores that this process may use: its affinity and its container's quota count."""
+    import joblib  # 20 ms that `import cvlab` need not wait for
+
+    return joblib.cpu_count()
+
+
+def limit_threads() -> None:
+    """Lower torch's threads to the cores we may use: it sees an affinity, but no quota."""
+    if torch.get_num_threads() > usable_cores():
+        torch.set_num_threads(usable_cores())
+
+
+def describe(brand: str, told: Mapping[str, str], processor: str = "") -> str:
+    """A processor in words: its brand and, as far as known, what tells it from its namesakes.
+
+    Args:
+        told: fields of its first core in Linux's /proc/cpuinfo; empty elsewhere.
+        processor: `platform.processor()`, where Windows has family, model and stepping.
+    """
+    numbers = " ".join(f"{key.split()[-1]} {told[key]}" for key in NUMBERS if key in told)
+    found = re.search(r"family (\d+) model (\d+) stepping \d+", numbers or processor.lower())
+    generation = ""
+    if found:
+        numbers, family, model = found[0], int(found[1]), int(found[2])
+        fits = (name for name, (of, models) in GENERATIONS.items() if of == family)
+        generation = next((name for name in fits if model in GENERATIONS[name][1]), "")
+    virtual = "" if "hypervisor" in told.get("flags", "").split() else "not "
+    known = [generation, numbers, _clock(told), f"{virtual}virtual" if "flags" in told else ""]
+    about = ", ".join(text for text in known if text)
+    return f"{brand} ({about})" if about else brand
+
+
+def _clock(told: Mapping[str, str]) -> str:
+    """The highest clock, or the nominal one, that of the time-stamp counter: neither moves.
+
+    To 50 MHz: the counter's is measured at each start of the system.
+    """
+    mhz = 0.0
+    with suppress(AttributeError, OSError, RuntimeError):  # psutil, where a system does not tell
+        mhz = psutil.cpu_freq().max
+    mhz = mhz or float(told.get("bogomips", 0)) / 2  # so named on x86 only
+    return f"{round(mhz / 50) / 20:g} GHz" if mhz else ""
+
+
+def _capabilities(told: Mapping[str, str]) -> dict:
     if hasattr(torch.cpu, "get_capabilities"):
         return torch.cpu.get_capabilities()
-    words = _cpuinfo("flags").split()  # older torch: Linux tells; elsewhere nothing is claimed
+    words = told.get("flags", "").split()  # older torch: Linux tells; elsewhere nothing is claimed
     return dict.fromkeys(words, True) | {"avx512_f": "avx512f" in words}
 
 
-def _cpuinfo(field: str) -> str:
+def _cpuinfo() -> dict[str, str]:
     """What Linux says of the first core; nothing on other systems."""
     try:
         with open("/proc/cpuinfo") as file:
-            line = next((line for line in file if line.startswith(field)), "")
+            first = file.read().split("\n\n")[0]
     except OSError:
-        line = ""
-    return line.partition(":")[2].strip()
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def versions(packages: tuple[str, ...] = ("torch", "torchvision", "onnxruntime", "optuna")) -> str:

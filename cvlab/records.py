@@ -6,7 +6,7 @@ type `MIME`, invisible to the reader. No other module knows the format.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +113,19 @@ def stored_in(notebook: "NotebookNode") -> list[dict]:
     """All records, claims and exercises stored in an executed notebook, in order."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return [dict(o.data[MIME]) for o in outputs if MIME in o.get("data", {})]
+
+
+def devices(records: Iterable[Mapping]) -> list[str]:
+    """Machines that they were measured on, each once, in order."""
+    found = (str(record.get("device") or "") for record in records)
+    return list(dict.fromkeys(device for device in found if device))
+
+
+def mixture(records: Iterable[Mapping]) -> str:
+    """A warning where several machines have measured them, else ""."""
+    names = devices(records)
+    told = f"Measured on {len(names)} machines, whose times do not compare: {'; '.join(names)}."
+    return told if len(names) > 1 else ""
 
 
 def _is_record(entry: dict) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from cvlab import data as cvdata
 from cvlab import records
-from cvlab.machine import hardware, versions
+from cvlab.machine import hardware, limit_threads, versions
 from cvlab.paths import output_folder
 from cvlab.profiles import check_parameters, profiles
 from cvlab.records import OUTCOMES, OWN_TIME, STAND_IN_LABEL
@@ -72,12 +72,14 @@ class Run:
             raise ValueError(
                 f"record({name!r}) was given {value}; only finite numbers are records."
             )
+        machine = hardware()
+        gpu = f"{machine.gpu}; " if self.device.type == "cuda" else ""
         stored = {
             "name": name,
             "value": value,
             "unit": unit,
             "tags": tags,
-            "device": hardware().gpu or hardware().cpu,
+            "device": gpu + machine.name,
             "source": self.source if self.real else STAND_IN_LABEL,
             "profile": self.profile,
         }
@@ -178,11 +180,13 @@ def start(
     budget = dict.fromkeys(budgets.get("limits", {})) | budgets.get(profile, {})
     budget |= {key: value for key, value in knobs.items() if value is not None}
     torch.manual_seed(seed)
+    limit_threads()
     machine = hardware()
     device = torch.device("cpu") if profile == "smoke" else machine.device
     features = ", ".join(machine.features) or "no known vector features"
-    print(f"run    {name} · profile {profile} · seed {seed} · computes on {device.type}")
-    print(f"cpu    {machine.cpu}, {machine.cores} cores, {machine.threads} threads · {features}")
-    print(f"gpu    {machine.gpu or 'none'}")
+    where = "cpu" if device.type == "cpu" else f"cuda, {machine.gpu}"
+    print(f"run    {name} · profile {profile} · seed {seed} · computes on {where}")
+    print(f"cpu    {machine.cpu}")
+    print(f"       {machine.cores} logical cores, {torch.get_num_threads()} threads · {features}")
     print(f"with   {versions(('torch', 'torchvision', 'onnxruntime', 'optuna'))}")
     return Run(name, profile, data, seed, device, SimpleNamespace(**budget))

@@ -1,6 +1,5 @@
 """One network on every engine: the same answers, and no engine wins against itself."""
 
-import os
 from collections import Counter
 from functools import partial
 
@@ -12,6 +11,7 @@ from cvlab import export, store
 from cvlab.bench import Contestant, race
 from cvlab.data import load
 from cvlab.lessons.engines import calls, figures, mistakes
+from cvlab.machine import usable_cores
 from cvlab.models import SmallCNN
 
 pytestmark = pytest.mark.alone  # it takes times
@@ -106,6 +106,6 @@ def test_the_widget_times_what_its_sliders_say(files, images, monkeypatch):
     before = box.children[-1].value
     box.children[0].value = 4
     assert [(len(feed), threads) for feed, threads in asked] == [
-        (n, os.cpu_count()) for n in (1, 4)
+        (n, usable_cores()) for n in (1, 4)
     ]
     assert box.children[-1].value != before

@@ -16,6 +16,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from cvlab.machine import hardware
 from cvlab.profiles import ParameterError
 from cvlab.records import MIME, STAND_IN_LABEL, Executed
 from cvlab.tools import cli, pages, report, runner
@@ -192,12 +193,43 @@ def test_numbers_of_the_stand_in_are_named_as_such(tmp_path):
 def test_several_machines_are_told_per_notebook(two_notebooks):
     store(two_notebooks / "11_two.ipynb", record("size", 1, "MB", device="a GPU"))
     content = json.loads((two_notebooks / "run.json").read_text())
-    content["about"] = {"cpu": "a CPU", "cores": 2, "memory_gb": 8.1, "gpu": None, "versions": "v"}
+    content["about"] = {"cpu": "a CPU", "memory_gb": 8.1, "gpu": None, "versions": "v"}
     (two_notebooks / "run.json").write_text(json.dumps(content))
     soup = page(report.write([two_notebooks]))
     assert [row[-1] for row in table(soup, "notebooks")] == ["a CPU", "a GPU"]
-    machine = "a CPU; a GPU; started on a CPU, 2 cores, 8.1 GB, no GPU"
+    machine = "a CPU; a GPU; started on a CPU, 8.1 GB, no GPU"
     assert dict(table(soup, "machine"))["Machine"] == machine
+
+
+@pytest.mark.parametrize(
+    ("about", "device", "machine"),
+    [
+        ({"cpu": "C, 2 logical cores, avx2"}, "C, 2 logical cores, avx2", "no GPU"),
+        ({"cpu": "C", "gpu": "G"}, "G; C", "G"),
+        ({"cpu": "C", "cores": 2, "gpu": "G"}, "G", "G"),  # as older runs and records have it
+    ],
+)
+def test_a_run_on_one_machine_names_it_once(tmp_path, about, device, machine):
+    folder = plan(tmp_path / "r", "10", about=about | {"memory_gb": 8})
+    store(folder / "10.ipynb", record("size", 1, "MB", device=device))
+    cores = ", 2 cores" if "cores" in about else ""
+    expected = f"{about['cpu']}{cores}, 8 GB, {machine}"
+    assert dict(table(page(report.write([folder])), "machine"))["Machine"] == expected
+
+
+def test_numbers_of_two_machines_are_compared_with_a_word_and_never_averaged(tmp_path):
+    """Seeds that a cluster's machines shared have no mean; two runs say what is whose."""
+    one, two = (plan(tmp_path / name, "10_same", "11_moved", "12_old") for name in "ab")
+    for folder, machine in ((one, "C, avx2"), (two, "C, avx2 avx512_vnni")):
+        store(folder / "10_same.ipynb", record("s", 1, "ms", device="C"))
+        store(folder / "11_moved.ipynb", record("s", 1, "ms", device=machine))
+    seeds = [record("s", i, "ms", device=d, seed=i) for i, d in enumerate(("C", "C", "D"))]
+    store(two / "12_old.ipynb", *seeds)
+    soup = page(report.write([one, two]))
+    (warning,) = (p.text for p in soup.select("#machine .warn"))
+    assert warning.startswith("Measured on different machines: 11_moved. ")
+    tags = [row[2] for row in table(soup, "numbers") if row[0] == "12_old"]
+    assert tags == ["seed: 0", "seed: 1", "seed: 2"]
 
 
 def test_several_runs_stand_side_by_side(two_notebooks, tmp_path):
@@ -318,7 +350,8 @@ def test_run_json_says_where_it_ran_and_older_ones_are_read(tmp_path):
     plan_ = runner.Plan(["00_environment"], "smoke", "auto", {"SEED": 1})
     runner._begin(plan_, tmp_path, resume=False)
     about = json.loads((tmp_path / "run.json").read_text())["about"]
-    assert {"cpu", "cores", "memory_gb", "gpu", "versions", "started"} == set(about)
+    assert {"cpu", "memory_gb", "gpu", "versions", "started"} == set(about)
+    assert about["cpu"] == hardware().name
     assert runner.read_plan(tmp_path) == plan_
     assert runner.read_plan(plan(tmp_path / "old", "10")).notebooks == ["10"]
 

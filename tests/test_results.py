@@ -49,6 +49,26 @@ def test_several_records_become_their_mean_and_range():
     assert expected in results.headlines(found, [wanted])
 
 
+@pytest.mark.parametrize("other", ["a CPU, avx2 avx512_vnni", None])  # None: an older record
+def test_no_mean_is_made_over_machines(other):
+    found = {"02": [record(0.7, seed=0) | {"device": "a CPU, avx2"}, record(0.8, seed=1)]}
+    found["02"][1] |= {"device": other or "a CPU"}
+    wanted = {"notebook": "02", "what": "w", "name": "accuracy"}
+    with pytest.raises(results.ResultsError, match=r"02.*a CPU, avx2; a CPU.*No mean"):
+        results.headlines(found, [wanted])
+
+
+def test_a_table_says_which_machine_measured_what():
+    """Rows of two machines stand under each other: times do not compare."""
+    found = {name: [record(0.7) | {"device": device}] for name, device in (("1", "C"), ("2", "D"))}
+    wanted = [{"notebook": name, "what": "w", "name": "accuracy"} for name in ("1", "2")]
+    text = results.headlines(found, wanted)
+    assert text.endswith(
+        "\n\nMeasured on different machines, whose times do not compare: 1 on C; 2 on D."
+    )
+    assert results.headlines(found, wanted[:1]).endswith(" |\n\nMeasured on C.")
+
+
 def test_a_headline_without_its_record_is_an_error_that_names_it():
     wanted = {"notebook": "05", "what": "w", "name": "accuracy", "tags": {"engine": "c"}}
     with pytest.raises(results.ResultsError, match=r"05 has no record 'accuracy'.*engine"):

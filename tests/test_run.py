@@ -6,9 +6,11 @@ import tomllib
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 
 import cvlab
-from cvlab import plots
+from cvlab import machine, plots
+from cvlab.machine import hardware
 from cvlab.paths import profiles_file
 from cvlab.profiles import PROFILES, ParameterError, check_parameters
 from cvlab.run import ClaimsFailed
@@ -58,6 +60,32 @@ def test_every_notebook_has_the_same_knobs_in_every_profile():
         for profile in PROFILES:
             limited = {k: v for k, v in budgets[profile].items() if k in budgets["limits"]}
             check_parameters(name, limited)
+
+
+def test_the_banner_is_short_and_names_the_machine(capsys):
+    cvlab.start("00_environment", "smoke")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[1] == f"cpu    {hardware().cpu}"
+    expected = f"       {hardware().cores} logical cores, {torch.get_num_threads()} threads · "
+    assert lines[2].startswith(expected)
+
+
+def test_a_record_names_the_machine_it_was_made_on(run):
+    """Its CPU with all that tells it from others; a GPU only where this run computes on it."""
+    run.record("accuracy", 0.5)
+    run.device = torch.device("cuda")
+    run.record("accuracy", 0.5)
+    name = hardware().name
+    assert [record["device"] for record in run.records] == [name, f"{hardware().gpu}; {name}"]
+
+
+def test_torch_takes_no_more_threads_than_the_quota(monkeypatch):
+    """It sees an affinity itself; with a quota its threads would wait for each other."""
+    monkeypatch.setattr(machine, "usable_cores", lambda: 1)
+    torch.set_num_threads(2)
+    cvlab.start("00_environment", "smoke")
+    assert torch.get_num_threads() == 1
 
 
 def test_the_profile_comes_from_the_environment(monkeypatch):

@@ -81,6 +81,15 @@ def test_a_parameter_reaches_the_notebooks_that_have_it(workbook):
     assert records.read(root / "out" / "12_last.ipynb").status == "passed"
 
 
+@pytest.mark.parametrize(("machines", "warned"), [("CC", False), ("CD", True)])
+def test_a_run_on_several_machines_says_so(workbook, monkeypatch, capsys, machines, warned):
+    """A cluster's workers, or one resumed elsewhere: the table puts their times side by side."""
+    ran = [records.Executed(str(i), records=[{"device": d}]) for i, d in enumerate(machines)]
+    monkeypatch.setattr(runner, "execute", lambda *given, **how: ran)
+    command("run", "10", "--out", workbook[0] / "out")
+    assert ("on 2 machines, whose times do not compare: C; D." in capsys.readouterr().out) == warned
+
+
 def test_half_a_notebook_has_not_finished(workbook):
     root, _ = workbook
     command("run", "10", "--out", root / "out")

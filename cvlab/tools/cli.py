@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cvlab import sources
+from cvlab.machine import limit_threads
 from cvlab.paths import as_json, data_folder, project_root, store_text
 from cvlab.profiles import PROFILES, ParameterError
+from cvlab.records import mixture
 from cvlab.tools import runner
 
 # Everything else is imported by the command that needs it: it takes seconds.
@@ -19,6 +21,7 @@ from cvlab.tools import runner
 def main(arguments: list[str] | None = None) -> int:
     """Parse, do, and return the exit code: 0 done, 1 something failed, 2 wrong usage."""
     options = _parser().parse_args(arguments)
+    limit_threads()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         return options.do(options)
@@ -105,6 +108,9 @@ def _add_models(commands) -> None:
     quantize.add_argument(
         "--max-drop", type=float, default=0.2, help="percentage points that may be lost (0.2)"
     )
+    quantize.add_argument(
+        "--target", choices=["any", "vnni"], default="any", help="CPUs that shall run it (any)"
+    )
     quantize.add_argument("--out", type=Path, help="default: MODEL.int8.onnx")
     quantize.set_defaults(do=_quantize, told=(ValueError,))
     predict = commands.add_parser("predict", help="classify pictures with an exported model")
@@ -142,7 +148,8 @@ def _run(options) -> int:
 
         crew = cluster.crew(options.scheduler, plan)
     results = runner.execute(plan, out, jobs=options.jobs, resume=options.resume, crew=crew)
-    print(f"\n{runner.table(results)}\n\nThe executed notebooks and figures are in {out}")
+    mixed = mixture(record for result in results for record in result.records)
+    print(f"\n{runner.table(results)}\n{mixed}\nThe executed notebooks and figures are in {out}")
     print(_page_of(out))
     return 0 if all(result.status == "passed" for result in results) else 1
 
@@ -228,7 +235,8 @@ def _tune(options) -> int:
         return 1
     counts = tune.statistics(study)
     print(", ".join(f"{counts[key]} {key}" for key in ("complete", "pruned", "failed")))
-    print(f"{options.study}: {tune.so_far(study)} in {options.storage}")
+    mixed = mixture({"device": trial.user_attrs.get("machine")} for trial in study.trials)
+    print(f"{options.study}: {tune.so_far(study)} in {options.storage}\n{mixed}".rstrip())
     return 0
 
 
@@ -240,7 +248,7 @@ def _quantize(options) -> int:
     try:
         loaded = data.load(options.data, options.where)
         print(loaded)
-        found, table = quantize.shrink(options.model, loaded, out, options.max_drop)
+        found, table = quantize.shrink(options.model, loaded, out, options.max_drop, options.target)
     except KeyboardInterrupt:
         print("\nStopped. What was measured is kept; the same command goes on.", file=sys.stderr)
         return 130
@@ -273,8 +281,8 @@ def _bench(options) -> int:
     from cvlab.tools import peers
 
     loaded = data.load("cifar10", options.data)
-    print(f"{loaded}\n{hardware().cpu}, {hardware().threads} threads, {versions()}")
-    content = {"source": str(loaded), "cpu": hardware().cpu, "versions": versions()}
+    content = {"source": str(loaded), "cpu": hardware().name, "versions": versions()}
+    print(*content.values(), sep="\n")
     for title, table in peers.report(loaded, options.data):
         print(f"\n{title}\n{table.round(3).to_string()}", flush=True)
         content[title] = table.reset_index().to_dict("records")

@@ -15,10 +15,10 @@ def report() -> Iterator[str]:
     """The doctor's findings, line by line: `ok`, `--` (optional or replaceable) or `!!`."""
     yield "Hardware"
     machine = hardware()
-    yield f"  ok  {machine.cpu}, {machine.cores} cores, {machine.memory_gb:.0f} GB"
-    for feature in ("avx512_vnni", "avx512_bf16"):
-        mark = "ok" if machine.has(feature) else "--"
-        yield f"  {mark}  {feature}: {FEATURES[feature]}"
+    yield f"  ok  {machine.cpu}"
+    yield f"  ok  {machine.cores} logical cores to use, {machine.memory_gb:.0f} GB"
+    for feature, use in FEATURES.items():
+        yield f"  {'ok' if machine.has(feature) else '--'}  {feature}: {use}"
     gpu = f"ok  GPU: {machine.gpu}" if machine.gpu else "--  no GPU; the full profile needs one"
     yield f"  {gpu}"
     yield "Packages"

@@ -20,9 +20,9 @@ from markupsafe import Markup
 
 from cvlab.paths import replace_atomically
 from cvlab.profiles import ParameterError
-from cvlab.records import OUTCOMES, STAND_IN_LABEL, Number, digits, number
+from cvlab.records import OUTCOMES, STAND_IN_LABEL, Number, devices, digits, number
 from cvlab.tools import pages, run_folder
-from cvlab.tools.run_folder import Folder, devices, distinct, duration
+from cvlab.tools.run_folder import Folder, distinct, duration
 
 MEASURED = ("n", "p10", "p90")  # tags that say how well a number is known, not what it is of
 FEW, SOME = 3, 10  # a metric with so many values is shown at once: any, or one with intervals
@@ -92,11 +92,19 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
         "failed": [(run, n) for run in read for n in run.notebooks.values() if n.error],
         "claims": sorted(_claims(read, names), key=lambda claims: not claims.broken),
         "exercises": list(_exercises(read, names)),
+        "elsewhere": _elsewhere(read, names),
         "marks": MARKS | OUTCOMES,
         "rows": list(_rows(read)),
         "figures": {name: _figures(read, name) for name in names},
     }
     return _save(out / "index.html", "report.html.j2", context, script=_asset("report.js"))
+
+
+def _elsewhere(runs: Sequence[Folder], names: Sequence[str]) -> list[str]:
+    """Notebooks whose numbers in these runs are from different machines."""
+    made = {name: [run.notebooks[name] for run in runs if name in run.notebooks] for name in names}
+    where = {name: {(*devices(n.records),) for n in made[name] if n.records} for name in names}
+    return [name for name in names if len(where[name]) > 1]
 
 
 def _claims(runs: Sequence[Folder], names: Sequence[str]) -> Iterator[Said]:
@@ -158,8 +166,8 @@ def _rows(runs: Sequence[Folder]) -> Iterator[Row]:
 def _numbers(run: Folder) -> dict[tuple, tuple[Number, bool]]:
     """(notebook, metric, unit, tags, which of several) -> (number, is it a key number).
 
-    Numbers that differ in their seed alone get a row of their mean; a metric with many values,
-    as one for each class or batch size, is no key number.
+    Numbers of one machine that differ in their seed alone get a row of their mean; a metric with
+    many values, as one for each class or batch size, is no key number.
     """
     rows: dict[tuple, tuple[Number, bool]] = {}
     for name, notebook in run.notebooks.items():
@@ -172,8 +180,10 @@ def _numbers(run: Folder) -> dict[tuple, tuple[Number, bool]]:
             numbers = [number(member) for member in members]
             counted = all(one.what == "95 %" for one in numbers)
             key = sizes[metric] <= FEW or (counted and sizes[metric] <= SOME)
-            if len({str(member["tags"].get("seed")) for member in members}) > 1:
-                rows[name, metric, unit, tags, 0] = (_mean(numbers), key)
+            seeds = {str(member["tags"].get("seed")) for member in members}
+            if len(seeds) > 1:
+                if len(devices(members)) < 2:
+                    rows[name, metric, unit, tags, 0] = (_mean(numbers), key)
                 labels, key = [_tags(member) for member in members], False
             else:
                 labels = [tags] * len(members)

@@ -15,7 +15,7 @@ from typing import Any
 import nbformat
 
 from cvlab.paths import as_json, project_root, store_text
-from cvlab.records import OWN_TIME, digits, in_words, is_number, stored_in
+from cvlab.records import OWN_TIME, devices, digits, in_words, is_number, stored_in
 from cvlab.tools.runner import notebook_paths
 
 
@@ -63,13 +63,13 @@ def expected() -> dict[Path, str]:
 
 
 def headlines(found: Mapping[str, list[dict]], wanted: Sequence[Mapping]) -> str:
-    """README's table of results, from the records of each notebook.
+    """README's table of results, from the records of each notebook, and which machines' they are.
 
     Args:
         wanted: a row each: `notebook`, `what` it is, the `name` of its record and its `tags`.
     """
     rows = [(f"`{one['notebook']}`", one["what"], _value(one, found)) for one in wanted]
-    return _table(("from", "what", "measured"), rows)
+    return _table(("from", "what", "measured"), rows) + _measured_on(found, wanted, "notebook")
 
 
 def _value(wanted: Mapping, found: Mapping[str, list[dict]]) -> str:
@@ -83,6 +83,11 @@ def _value(wanted: Mapping, found: Mapping[str, list[dict]]) -> str:
         raise ResultsError(
             f"{wanted['notebook']} has no record {wanted['name']!r} with the tags {tags}, which "
             "README's table shows. Publish it again, or mend cvlab/readme.toml."
+        )
+    if len(machines := devices(fits)) > 1:
+        raise ResultsError(
+            f"{wanted['notebook']}: the records {wanted['name']!r} with the tags {tags} come from "
+            f"{'; '.join(machines)}. No mean is made over machines: run it on one, and publish it."
         )
     if len(fits) == 1:
         return in_words(fits[0])
@@ -101,7 +106,19 @@ def notebooks(found: Mapping[str, list[dict]], wanted: Sequence[Mapping]) -> str
         seconds = _value({"notebook": name, "name": OWN_TIME}, found)
         text = f"**[{name}]({there})**<br>{one['question']}"
         rows.append((f"[{picture}]({there})", text, seconds))
-    return _table(("", "question", "on 2 CPU cores"), rows)
+    return _table(("", "question", "time"), rows) + _measured_on(found, wanted, "name")
+
+
+def _measured_on(found: Mapping[str, list[dict]], wanted: Sequence[Mapping], key: str) -> str:
+    """The line below a table: the machine of its numbers; of several, which notebooks are whose."""
+    machines: dict[str, list[str]] = {}
+    for name in dict.fromkeys(one[key] for one in wanted):
+        for machine in devices(found.get(name, [])):
+            machines.setdefault(machine, []).append(name)
+    if len(machines) < 2:
+        return "".join(f"\n\nMeasured on {machine}." for machine in machines)
+    whose = "; ".join(f"{', '.join(names)} on {machine}" for machine, names in machines.items())
+    return f"\n\nMeasured on different machines, whose times do not compare: {whose}."
 
 
 def peers(measured: Mapping[str, Any], wanted: Sequence[Mapping]) -> str:
@@ -111,7 +128,7 @@ def peers(measured: Mapping[str, Any], wanted: Sequence[Mapping]) -> str:
         ways = {row["way"]: digits(row[one["column"]]) for row in measured[one["table"]]}
         usual, ours = (f"{ways[one[k]]} {one['unit']} ({one[k]})" for k in ("usual", "ours"))
         rows.append((one["what"], usual, ours))
-    return _table(("", "usual", "ours"), rows)
+    return f"{_table(('', 'usual', 'ours'), rows)}\n\nMeasured on {measured['cpu']}."
 
 
 def bench(stored: Mapping[str, Any]) -> str:

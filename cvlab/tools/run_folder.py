@@ -57,7 +57,7 @@ class Folder:
     @property
     def devices(self) -> list[str]:
         """Machines that its numbers were measured on; several for one run on a cluster."""
-        return devices(*self.notebooks.values())
+        return records.devices(r for n in self.notebooks.values() for r in n.records)
 
     @property
     def sources(self) -> list[str]:
@@ -71,9 +71,11 @@ class Folder:
         about, measured = self.plan["about"], self.devices
         if not about:
             return "; ".join(measured)
-        known = {"cpu": "unknown CPU", "cores": "?", "memory_gb": "?", "gpu": "no GPU"} | about
-        host = f"{known['cpu']}, {known['cores']} cores, {known['memory_gb']} GB, {known['gpu']}"
-        is_host = set(measured) <= {known["cpu"], known["gpu"]}
+        known = {"cpu": "unknown CPU", "memory_gb": "?", "gpu": "no GPU"} | about
+        cpu, gpu = known["cpu"], known["gpu"]
+        cores = f", {known['cores']} cores" if "cores" in known else ""  # older: not in the name
+        host = f"{cpu}{cores}, {known['memory_gb']} GB, {gpu}"
+        is_host = set(measured) <= {cpu, gpu, f"{gpu}; {cpu}"}
         return host if is_host else f"{'; '.join(measured)}; started on {host}"
 
     @property
@@ -162,11 +164,6 @@ def _texts(entries: Any) -> dict[str, str]:
 def _without_passwords(text: str) -> str:
     """Without those in addresses: reports are passed on."""
     return PASSWORD.sub(r"\1***@", text)
-
-
-def devices(*notebooks: Executed) -> list[str]:
-    """Machines that their numbers were measured on."""
-    return distinct(str(r.get("device") or "") for n in notebooks for r in n.records)
 
 
 def distinct(texts: Iterable[str]) -> list[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cvlab import records, sources
-from cvlab.machine import hardware, versions
+from cvlab.machine import hardware, usable_cores, versions
 from cvlab.paths import as_json, data_folder, project_root, store_text
 from cvlab.profiles import ParameterError, check_parameters, profiles
 from cvlab.records import NOT_RUN, STATES, Executed
@@ -171,8 +171,7 @@ def _begin(plan: Plan, out: Path, resume: bool) -> dict[str, Executed]:
     out.mkdir(parents=True, exist_ok=True)
     machine = hardware()
     about = {
-        "cpu": machine.cpu,
-        "cores": machine.cores,
+        "cpu": machine.name,
         "memory_gb": round(machine.memory_gb, 1),
         "gpu": machine.gpu,
         "versions": versions(),
@@ -228,7 +227,7 @@ def environment(plan: Plan, out: Path, share: int) -> Iterator[None]:
     """
     values = {"CVLAB_PROFILE": plan.profile, "CVLAB_OUT": str(out.resolve())}
     if share > 1:
-        values["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // share))
+        values["OMP_NUM_THREADS"] = str(max(1, usable_cores() // share))
     if plan.data != "auto":
         named = plan.data == "synthetic"
         values["CVLAB_DATA"] = plan.data if named else str(data_folder(plan.data))

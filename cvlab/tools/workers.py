@@ -1,6 +1,5 @@
 """Worker processes that add trials to one study; other machines may do so at the same time."""
 
-import os
 import platform
 import signal
 import sys
@@ -16,7 +15,7 @@ import torch
 from cvlab import data as cvdata
 from cvlab.lessons.search.studies import StudyError, claim, new_study, requeue_dead
 from cvlab.lessons.search.tune import Objective, finished, so_far
-from cvlab.machine import hardware
+from cvlab.machine import hardware, usable_cores
 from cvlab.profiles import profiles
 from cvlab.show import progress
 
@@ -71,7 +70,7 @@ def add(
     loaded = cvdata.load("cifar10", data)
     claim(opened, _objective(opened, loaded, profile).settings)
     requeue_dead(opened)
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, usable_cores() // workers)
     job = Job(study, str(storage), data, seconds and time.time() + seconds, threads)
     total, unit = (trials, "trial") if trials else (int(seconds), "s")
     with progress(total, f"{workers} workers", unit) as bar:

@@ -1,6 +1,5 @@
 """Figures and the widget of 05_onnx."""
 
-import os
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -12,6 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from cvlab import plots
 from cvlab.bench import time_calls
 from cvlab.lessons.engines import calls
+from cvlab.machine import usable_cores
 from cvlab.plots import COLOURS, canvas
 from cvlab.show import interactive
 
@@ -69,7 +69,7 @@ def explore(model: Path, images: np.ndarray) -> widgets.Widget:
     """
     sizes = [1, 2, 4, 8, 16, 32, 64]
     batch = widgets.SelectionSlider(options=sizes, description="batch", continuous_update=False)
-    most = os.cpu_count() or 1
+    most = usable_cores()
     threads = widgets.IntSlider(
         min=1, max=most, value=most, description="threads", continuous_update=False
     )

@@ -18,6 +18,7 @@ from cvlab import zoo
 from cvlab.data import ImageData
 from cvlab.lessons.pretrained import finetune
 from cvlab.lessons.search.studies import StudyError, claim, me, new_study, requeue_dead
+from cvlab.machine import hardware
 from cvlab.models import NORMS, FlatCNN, SmallCNN, TunableCNN, summary
 from cvlab.show import each, progress
 from cvlab.train import History, Training, TrainingDiverged, evaluate, fit
@@ -109,7 +110,7 @@ class Objective:
     The score is the accuracy on the first `val_images` of the validation images. It is reported to
     Optuna after every epoch, and Optuna may prune the trial then. A training that diverges scores
     what guessing does. The trial keeps as `user_attrs`: `MACs` of one image, `seconds` of
-    training, `val_accuracy`, and `one_batch`, the accuracy on one batch of 32.
+    training and the `machine`, `val_accuracy`, and `one_batch`, the accuracy on one batch of 32.
 
     `space` is a key of `SPACES`. A trial's budget is `epochs`, each of which is one of the `parts`
     of a pass over `images`; `seed` is that of every training. With `by_one_batch` Optuna sees that
@@ -141,6 +142,7 @@ class Objective:
             optuna.TrialPruned: the pruner gave the trial up.
         """
         trial.set_user_attr("process", me())
+        trial.set_user_attr("machine", hardware().name)
         torch.manual_seed(self.seed)
         model, training = SPACES[self.space](trial, len(self.data.classes))
         training = replace(training, epochs=self.epochs, parts=self.parts, seed=self.seed)
