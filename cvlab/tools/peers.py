@@ -138,8 +138,10 @@ def int8(
     table = side_by_side(models, test, batch, threads)
     if openvino_int8.available():
         xml = openvino_int8.nncf_int8(model, source.images, folder / "nncf.xml")
-        theirs = openvino_int8.table(source.float_model, xml, test, threads)
-        table = pd.concat([table, theirs.loc[["OpenVINO NNCF int8"]]])
+        theirs = openvino_int8.table(source.float_model, found.model.path, xml, test, threads)
+        table = pd.concat(
+            [table, theirs.loc[["OpenVINO bf16", "OpenVINO our int8", "OpenVINO NNCF int8"]]]
+        )
     columns = ["accuracy", "low", "high", "n", "drop_pp", "drop_low", "drop_high"]
     columns += ["size_mb", "throughput", "speedup"]
     return table[columns].astype(float).rename_axis("way")

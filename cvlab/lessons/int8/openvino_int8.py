@@ -49,16 +49,25 @@ def precision_run(compiled) -> str:
 
 
 def table(
-    model: runtime.Model, int8: Path, batches: Kept, threads: int, *, rounds: int = 12
+    model: runtime.Model, ours: Path, nncf: Path, batches: Kept, threads: int, *, rounds: int = 12
 ) -> pd.DataFrame:
-    """ONNX Runtime in fp32, then OpenVINO in each precision, also of `int8` (see `nncf_int8`).
+    """ONNX Runtime in fp32, then OpenVINO in each precision.
+
+    Args:
+        model: in fp32.
+        ours: the INT8 file that `quantize` has made of it.
+        nncf: what `nncf_int8` has made of it.
+        batches: to judge on; the first images are timed.
+        threads: of each engine.
+        rounds: turns of each.
 
     Returns:
         a row each: `precision` (that ran), see `ladder.comparison`, `throughput` of one batch of 32
         and `speedup`.
     """
     plain = "ONNX Runtime"
-    asked = {"f32": (model.path, "f32"), "bf16": (model.path, "bf16"), "NNCF int8": (int8, "f32")}
+    asked = {"f32": (model.path, "f32"), "bf16": (model.path, "bf16")}
+    asked |= {"our int8": (ours, "f32"), "NNCF int8": (nncf, "f32")}
     files, ran, ways = {plain: model.path}, {plain: FLOAT}, {plain: partial(calls.onnx, model.path)}
     answers = {}
     answers[plain], labels = model.predict(batches)
