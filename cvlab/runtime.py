@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cvlab.machine import hardware
 from cvlab.show import progress
 
 LEVELS = {  # how far the graph is rewritten when it is loaded
@@ -91,6 +92,12 @@ def has_cuda() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
+def saturates() -> bool:
+    """Does this CPU add products of uint8 and int8 in 16 bits, too few? x86 without VNNI does."""
+    machine = hardware()
+    return machine.has("avx2") and not (machine.has("avx512_vnni") or machine.has("avx_vnni"))
+
+
 class Model:
     """An ONNX file, loaded once: what it takes, what it knows of itself, what it says."""
 
@@ -102,10 +109,19 @@ class Model:
         level: str = "all",
         device: str = "cpu",
     ):
-        """Load it by `session`, which explains the arguments and what can go wrong."""
+        """Load it by `session`, which explains the arguments and what can go wrong.
+
+        Warns if it was quantised for CPUs with VNNI and this one has none.
+        """
         self.path = Path(path)
         self.session = session(path, threads=threads, level=level, device=device)
         self.metadata = self.session.get_modelmeta().custom_metadata_map
+        if self.metadata.get("int8_target") == "vnni" and device == "cpu" and saturates():
+            warnings.warn(
+                f"{path} is INT8 for CPUs with VNNI, and this one has none: sums may saturate and "
+                "answers be wrong. Quantise the float model again with target 'any'.",
+                stacklevel=2,
+            )
 
     @property
     def input(self) -> onnxruntime.NodeArg:

@@ -1,5 +1,7 @@
 """INT8: every rung works, a kept layer stays in float, what cannot be quantised says why."""
 
+import warnings
+
 import numpy as np
 import onnx
 import pytest
@@ -114,17 +116,97 @@ def test_a_weight_is_off_by_half_a_step_at_most():
     assert np.abs(integers[2:]).max() < 8, "one scale leaves the other channels a few levels"
 
 
-def test_without_vnni_weights_have_seven_bits(small, monkeypatch, tmp_path):
-    def largest():
-        made = small.make(quantize.Recipe(), tmp_path / "m.onnx")
-        stored = onnx.load(made.path).graph.initializer
-        arrays = [numpy_helper.to_array(one).astype(int) for one in stored if one.data_type == 3]
-        return max(np.abs(one).max() for one in arrays)
+def test_for_any_cpu_weights_have_seven_bits_where_sums_have_sixteen(uneven, small):
+    def largest(name, **how):
+        with warnings.catch_warnings(action="ignore"):  # of target "vnni" where there is no VNNI
+            content = onnx.load(uneven.make(quantize.Recipe(**how)).path)
+        (found,) = [one for one in content.graph.initializer if one.name == f"{name}_quantized"]
+        said = {entry.key: entry.value for entry in content.metadata_props}["int8_target"]
+        return np.abs(numpy_helper.to_array(found).astype(int)).max(), said
 
-    monkeypatch.setattr(quantize, "needs_seven_bits", lambda: False)
-    assert largest() > 100
-    monkeypatch.setattr(quantize, "needs_seven_bits", lambda: True)
-    assert largest() <= 64
+    for how in ({}, {"per_channel": False}, {"activations": "int8"}):
+        assert largest("last.weight", **how) in ((63, "any"), (64, "any"))
+        assert largest("middle.weight", **how) == (127, "any"), "depthwise"
+        assert largest("last.weight", target="vnni", **how) == (127, "vnni")
+    dynamic = small.make(quantize.Recipe("dynamic", per_channel=False, target="vnni"))
+    assert dynamic.metadata["int8_target"] == "any", "uint8 weights are right everywhere"
+
+
+def test_a_file_for_vnni_warns_where_there_is_none(small, tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(runtime, "saturates", lambda: False)
+    made = small.make(quantize.Recipe(target="vnni"), tmp_path / "vnni.onnx")
+    monkeypatch.setattr(runtime, "saturates", lambda: True)
+    small.make(quantize.Recipe(), tmp_path / "any.onnx")
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"vnni.onnx .* may saturate .* target 'any'"):
+        runtime.Model(made.path)
+
+
+def one_convolution(activation, weight, groups):
+    """An INT8 model as `Recipe` makes it, half extreme and half random integers, NumPy's answer.
+
+    Args:
+        activation: np.uint8 or np.int8, or None for "dynamic".
+        weight: the largest integer of a weight.
+    """
+    low, high = (-128, 127) if activation is np.int8 else (0, 255)
+    pick = np.random.default_rng(0)
+    x = pick.choice([low, high, high, high], (2, 32, 7, 7))
+    x[1] = pick.integers(low, high + 1, x[1].shape)
+    kernel = np.where(pick.random((32, 32 // groups, 3, 3)) < 0.8, weight, -weight)
+    kernel[1::2] = pick.integers(-weight, weight + 1, kernel[1::2].shape)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (2, 3))
+    windows = windows.reshape(2, groups, 32 // groups, 5, 5, 3, 3)
+    split = kernel.reshape(groups, 32 // groups, -1, 3, 3)
+    truth = np.einsum("ngchwij,gocij->ngohw", windows, split).reshape(2, 32, 5, 5)
+    step = np.float32(1 if activation is None else 2.0 ** np.ceil(np.log2(abs(truth).max() / 120)))
+    stored = {"one": np.float32(1), "step": step}
+    if activation is None:
+        stored |= {"w": (kernel + 128).astype(np.uint8), "x0": np.uint8(0), "w0": np.uint8(128)}
+        nodes = [helper.make_node("ConvInteger", ["x", "w", "x0", "w0"], ["y"], group=groups)]
+        kinds = onnx.TensorProto.UINT8, onnx.TensorProto.INT32
+    else:
+        stored |= {"x0": activation(0), "w": kernel.astype(np.int8), "w0": np.int8(0)}
+        stored["y0"] = activation(128 if low == 0 else 0)
+        chain = [("Q", "x", "one", "x0"), ("D", "Q_x", "one", "x0"), ("D", "w", "one", "w0")]
+        chain += [("Q", "sum", "step", "y0"), ("D", "Q_sum", "step", "y0")]
+        names = {"Q": "QuantizeLinear", "D": "DequantizeLinear"}
+        nodes = [helper.make_node(names[k], given, [f"{k}_{given[0]}"]) for k, *given in chain]
+        nodes.insert(3, helper.make_node("Conv", ["D_Q_x", "D_w"], ["sum"], group=groups))
+        nodes[-1].output[0] = "y"
+        kinds = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT
+    ends = [helper.make_tensor_value_info(*one, None) for one in zip("xy", kinds, strict=True)]
+    arrays = [numpy_helper.from_array(np.asarray(array), name) for name, array in stored.items()]
+    graph = helper.make_graph(nodes, "one", ends[:1], ends[1:], arrays)
+    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return (
+        content,
+        x.astype(np.uint8 if activation is None else np.float32),
+        np.round(truth / step) * step,
+    )
+
+
+@pytest.mark.parametrize(
+    ("activation", "weight", "groups", "anywhere"),
+    [
+        (np.uint8, 64, 1, True),  # what target "any" makes
+        (np.uint8, 127, 32, True),  # and of depthwise convolutions
+        (np.int8, 64, 1, True),
+        (np.int8, 127, 32, True),
+        (None, 127, 1, True),  # dynamic
+        (np.uint8, 127, 1, False),  # what target "vnni" makes
+        (np.int8, 127, 1, False),
+    ],
+)
+def test_sums_are_those_of_integers(tmp_path, activation, weight, groups, anywhere):
+    """On this machine: ONNX Runtime was wrong on some with VNNI (27671), is without (24220)."""
+    content, x, truth = one_convolution(activation, weight, groups)
+    onnx.save(content, tmp_path / "one.onnx")
+    session = runtime.session(tmp_path / "one.onnx", write_to=tmp_path / "rewritten.onnx")
+    (got,) = session.run(None, {"x": x})
+    rewritten = {node.op_type for node in onnx.load(tmp_path / "rewritten.onnx").graph.node}
+    assert rewritten & {"QLinearConv", "ConvInteger"}, "computed in integers"
+    assert np.array_equal(got, truth) == (anywhere or not runtime.saturates())
 
 
 def test_one_scale_for_uneven_channels_is_the_damage_not_the_calibration(uneven, some):

@@ -141,6 +141,7 @@ def test_the_command_writes_a_model_and_a_table(trained, capsys, monkeypatch):
     assert out.stat().st_size < 0.4 * trained.stat().st_size
     made = runtime.Model(out)
     assert "static" in made.metadata["int8"]
+    assert made.metadata["int8_target"] == "any"
     assert made.classes[0] == "airplane"
 
 
@@ -168,8 +169,9 @@ def test_what_cannot_be_is_one_line(trained, tmp_path, capsys):
 
 def test_what_was_guessed_and_a_fixed_batch_are_told(trained, capsys):
     fixed = trained.with_name("fixed.onnx")
-    assert quantized(fixed, "--max-drop", 100) == 0
-    assert fixed.with_name("fixed.int8.onnx").is_file()
+    assert quantized(fixed, "--max-drop", 100, "--target", "vnni") == 0
+    made = runtime.Model(fixed.with_name("fixed.int8.onnx"))
+    assert made.metadata["int8_target"] == "vnni"
     said = capsys.readouterr().out
     assert "does not say how its inputs were normalised" in said
     assert "takes 8 images at a time" in said

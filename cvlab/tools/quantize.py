@@ -52,7 +52,7 @@ def seen_by(model: Model, data: ImageData) -> tuple[ImageData, list[str]]:
 
 
 def shrink(
-    file: Path, data: ImageData, out: Path, max_drop: float = 0.2
+    file: Path, data: ImageData, out: Path, max_drop: float = 0.2, target: str = "any"
 ) -> tuple[Found, pd.DataFrame]:
     """Search on validation images, write the model to `out`, read the test images once.
 
@@ -61,6 +61,7 @@ def shrink(
         data: calibration takes some of its training images.
         out: the file to write. What was measured is kept in `.cvlab` beside it.
         max_drop: percentage points that may be lost.
+        target: CPUs that shall run it, see `cvlab.lessons.int8.quantize.Recipe`.
 
     Returns:
         what was found, and a table of both models: accuracy on the test images, size, speed.
@@ -82,7 +83,7 @@ def shrink(
     source = Source(model, stacked(train), out.parent / ".cvlab")
     some = in_memory(val)
     _check_useful(model, some, len(data.classes))
-    found = search(source, some, max_drop, what="search")
+    found = search(source, some, max_drop, target=target, what="search")
     replace_atomically(partial(shutil.copy, found.model.path), out)
     batch, models = some[0][0].numpy(), {FLOAT: model, out.name: found.model}
     table = side_by_side(models, test, batch, torch.get_num_threads())

@@ -17,11 +17,12 @@ from onnxruntime.quantization import CalibrationMethod, QuantType
 from torch import Tensor
 
 from cvlab import runtime
-from cvlab.machine import hardware
 from cvlab.paths import replace_atomically
 from cvlab.runtime import Model
 
 ACTIVATIONS = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+
+TARGETS = ("any", "vnni")  # CPUs that shall run a file: all, or only those with VNNI
 
 RANGES = {  # what is taken for the range of an activation, from the calibration images
     "min-max": (CalibrationMethod.MinMax, {}),
@@ -43,18 +44,17 @@ class QuantizeError(ValueError):
     """A model cannot be quantised as asked; the message says why and what to do."""
 
 
-def needs_seven_bits() -> bool:
-    """Would sums of products of 8 bits overflow their 16? On x86 before VNNI they do."""
-    features = hardware().features
-    return "avx2" in features and not {"avx512_vnni", "avx_vnni"} & set(features)
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How a network becomes INT8; the default is the best start on an x86 CPU.
 
     `kind` "weights" stores weights as INT8 and computes in float, "dynamic" measures the range
     of activations at every call, "static" has it fixed by calibration images.
+
+    On x86 without VNNI static convolutions add pairs of products in 16 bits, where they always
+    fit if weights have 7 bits. So for "any" they have 7, but 8 in depthwise ones, which add in 32
+    bits everywhere, as "dynamic" does with its uint8 weights. ONNX Runtime rewrites int8
+    activations as uint8 when it loads a model, so they change nothing of this.
     """
 
     kind: str = "static"
@@ -62,10 +62,11 @@ class Recipe:
     activations: str = "uint8"  # a key of ACTIVATIONS
     ranges: str = "min-max"  # a key of RANGES; static only
     keep: tuple[str, ...] = ()  # layers left in float, each with its activation function
+    target: str = "any"  # of TARGETS
 
     def __post_init__(self):
         choices = {"kind": ("weights", "dynamic", "static"), "activations": (*ACTIVATIONS,)}
-        for name, known in (choices | {"ranges": (*RANGES,)}).items():
+        for name, known in (choices | {"ranges": (*RANGES,), "target": TARGETS}).items():
             if getattr(self, name) not in known:
                 raise QuantizeError(f"{name}={getattr(self, name)!r} was given, choose of {known}.")
 
@@ -74,8 +75,14 @@ class Recipe:
         words = [self.kind, "per channel" if self.per_channel else "per tensor"]
         words += [self.ranges] if self.kind == "static" else []
         words += ["int8 activations"] if self.activations == "int8" else []
+        words += ["for VNNI"] if self.needs_vnni else []
         many = "layers" if len(self.keep) > 1 else "layer"
         return ", ".join(words + ([f"{len(self.keep)} {many} in float"] if self.keep else []))
+
+    @property
+    def needs_vnni(self) -> bool:
+        """May its sums saturate on x86 without VNNI?"""
+        return self.kind == "static" and self.target == "vnni"
 
     @property
     def key(self) -> str:
@@ -158,8 +165,8 @@ class Source:
             content = self._quantized(recipe)
             if pinned:
                 pin(content, recipe.keep)
-            known = self.float_model.metadata
-            helper.set_model_props(content, known | {"int8": str(recipe)})
+            about = {"int8": str(recipe), "int8_target": "vnni" if recipe.needs_vnni else "any"}
+            helper.set_model_props(content, self.float_model.metadata | about)
             onnx.checker.check_model(content)
             onnx.save(content, file)
 
@@ -176,7 +183,6 @@ class Source:
                     self.prepared,
                     file,
                     per_channel=recipe.per_channel,
-                    reduce_range=needs_seven_bits(),
                     nodes_to_exclude=exclude,
                     # its operator, ConvInteger, has no kernel for int8 weights
                     weight_type=QuantType.QUInt8,
@@ -186,10 +192,11 @@ class Source:
                     self.prepared,
                     file,
                     per_channel=recipe.per_channel,
-                    reduce_range=needs_seven_bits(),
+                    reduce_range=recipe.target == "any",
                     nodes_to_exclude=exclude,
                     weight_type=QuantType.QInt8,
                     activation_type=ACTIVATIONS[recipe.activations],
+                    extra_options={"TensorQuantOverrides": eight_bits(self.prepared, recipe)},
                     calibrate_method=RANGES[recipe.ranges][0],
                     calibration_cache_path=self.ranges(recipe.ranges),
                 )
@@ -281,6 +288,21 @@ def weights_only(content: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     return content
 
 
+def groups(node: onnx.NodeProto) -> int:
+    """Of a convolution: as many as channels in a depthwise one, else mostly 1."""
+    return next((a.i for a in node.attribute if a.name == "group"), 1)
+
+
+def eight_bits(prepared: Path, recipe: Recipe) -> dict[str, list[dict]]:
+    """The quantiser's orders for weights of depthwise convolutions: 8 bits for every target."""
+    content = onnx.load(prepared)
+    stored, order = weights(content), {"quant_type": QuantType.QInt8, "symmetric": True}
+    order |= {"reduce_range": False} | ({"axis": 0} if recipe.per_channel else {})
+    nodes = [node for node in content.graph.node if node.name in stored and groups(node) > 1]
+    alone = [node for node in nodes if stored[node.name].dims[:2] == [groups(node), 1]]
+    return {node.input[1]: [dict(order)] for node in alone}
+
+
 def output_axis(node: onnx.NodeProto) -> int:
     """The axis of a node's weight that counts its outputs."""
     transposed = any(a.name == "transB" and a.i for a in node.attribute)
@@ -341,11 +363,10 @@ def pin(content: onnx.ModelProto, kept: tuple[str, ...]) -> None:
         reads = makers.get(node.input[0])
         if reads is None or reads.op_type != "DequantizeLinear" or node.op_type != "Conv":
             continue
-        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
         given = [reads.input[0]]
         for name in reads.input[1:]:
             value = numpy_helper.to_array(stored[name])
-            repeated = np.repeat(value.reshape(1), shapes[node.name].dims[1] * groups)
+            repeated = np.repeat(value.reshape(1), shapes[node.name].dims[1] * groups(node))
             given.append(f"{node.name}_{name}")
             graph.initializer.append(numpy_helper.from_array(repeated, given[-1]))
         out = f"{node.name}_pinned"

@@ -46,7 +46,12 @@ def standard_error(row: dict) -> float:
 
 
 def search(
-    source: Source, batches: Kept, max_drop: float = 0.2, *, what: str | None = None
+    source: Source,
+    batches: Kept,
+    max_drop: float = 0.2,
+    *,
+    target: str = "any",
+    what: str | None = None,
 ) -> Found:
     """The fewest layers left in float with which INT8 loses no more than `max_drop`.
 
@@ -61,6 +66,7 @@ def search(
         source: holds the float model.
         batches: validation images; thousands, or the standard error alone is too much.
         max_drop: percentage points of accuracy.
+        target: CPUs that shall run it, see `Recipe`.
         what: label of progress bars; None shows none.
 
     Returns:
@@ -68,10 +74,10 @@ def search(
     """
     trials = _Trials(source, batches, max_drop)
     with progress(None, what and f"{what}: ranges", "recipe") as bar:
-        for kind in RANGES:
+        for recipe in [Recipe(ranges=kind, target=target) for kind in RANGES]:
             bar.update()
-            if trials.good(Recipe(ranges=kind)):
-                return trials.found(Recipe(ranges=kind), True)
+            if trials.good(recipe):
+                return trials.found(recipe, True)
     best = trials.least()
     label = what and f"{what}: layers"
     order = leave_one_out(source, best, first(batches, SCREEN), what=label).index
