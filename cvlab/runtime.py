@@ -40,6 +40,7 @@ def session(
     threads: int | None = None,
     level: str = "all",
     device: str = "cpu",
+    spin: bool = False,
     write_to: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load a model.
@@ -49,6 +50,8 @@ def session(
         threads: None takes as many as torch uses: ONNX Runtime does not know of torch's setting.
         level: a key of `LEVELS`.
         device: "cpu", or "cuda" where `has_cuda`.
+        spin: let threads spin while they wait, as ONNX Runtime's own default does: quicker for
+            one image, but they take cores from everything else. For races.
         write_to: also write the rewritten graph to this file.
 
     Raises:
@@ -61,6 +64,7 @@ def session(
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.graph_optimization_level = LEVELS[level]
     options.log_severity_level = 3  # errors only
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     if write_to:
         options.optimized_model_filepath = str(write_to)
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
@@ -108,13 +112,14 @@ class Model:
         threads: int | None = None,
         level: str = "all",
         device: str = "cpu",
+        spin: bool = False,
     ):
         """Load it by `session`, which explains the arguments and what can go wrong.
 
         Warns if it was quantised for CPUs with VNNI and this one has none.
         """
         self.path = Path(path)
-        self.session = session(path, threads=threads, level=level, device=device)
+        self.session = session(path, threads=threads, level=level, device=device, spin=spin)
         self.metadata = self.session.get_modelmeta().custom_metadata_map
         if self.metadata.get("int8_target") == "vnni" and device == "cpu" and saturates():
             warnings.warn(

@@ -3,15 +3,19 @@
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
+from cvlab import bench
 from cvlab.bench import (
     Contestant,
     ContestantFailed,
@@ -22,6 +26,7 @@ from cvlab.bench import (
     summary,
     time_calls,
 )
+from cvlab.machine import usable_cores
 
 pytestmark = pytest.mark.alone  # it takes times
 
@@ -137,7 +142,7 @@ def busy(inputs, threads):
             hashlib.sha256(much)  # lets go of the interpreter's lock, as a library's threads do
 
     much = bytes(10_000_000)
-    for _ in range(2 * os.cpu_count()):
+    for _ in range(2 * usable_cores()):
         threading.Thread(target=spin, daemon=True).start()
     return lambda: None
 
@@ -184,10 +189,51 @@ def test_a_contestant_that_fails_is_named(prepare, says):
         race(field, rounds=2)
 
 
-def test_the_interval_of_a_ratio_holds_the_truth_about_95_times_of_100():
+@pytest.mark.parametrize(("processes", "luck"), [(1, 0), (3, 0), (3, 0.1), (3, 1)])
+def test_the_interval_of_a_ratio_holds_the_truth_about_95_times_of_100(processes, luck):
+    """Equals, but noisy: in each round, and as much as `luck` for the life of a process."""
     random, held = np.random.default_rng(0), 0
+    process = np.arange(20) * processes // 20  # of each round
     for _ in range(300):
-        seconds = random.lognormal(sigma=0.3, size=(20, 2, 1))  # equals, but noisy
-        row = summary(["a", "b"], seconds).loc["b"]
+        lives = random.normal(scale=luck, size=(processes, 2))[process]
+        seconds = np.exp(lives + random.normal(scale=0.3, size=(20, 2)))[..., None]
+        row = summary(["a", "b"], seconds, processes).loc["b"]
         held += row["low"] <= 1 <= row["high"]
     assert 0.92 < held / 300 <= 0.99
+    row = summary(["a", "b"], seconds[:5], processes).loc["b"]
+    assert row.isna().sum() == 2  # low and high
+
+
+def test_turns_are_shuffled_and_shared_by_processes(monkeypatch):
+    """A fixed order would give one contestant the warmer cache, always; one process its luck."""
+    made, order, real = [], [], bench._Rival.turn
+    monkeypatch.setattr(bench._Rival, "turn", lambda r, n: order.append(r.name) or real(r, n))
+    start = bench._Rival.__init__
+    monkeypatch.setattr(bench._Rival, "__init__", lambda r, *a: made.append(a[0]) or start(r, *a))
+    field = {name: Contestant(partial(sleeper, 0), BATCH, 1) for name in "ab"}
+    race(field, rounds=12, calls=1, warmup=1, processes=3)
+    assert made == [*"ababab"]
+    first = [order[i] for i in range(0, len(order), 2)]
+    assert 5 <= first.count("a") <= 10  # of 12 rounds and 3 warm-ups
+
+
+@pytest.mark.skipif(not hasattr(psutil.cpu_times(), "iowait"), reason="others are seen on Linux")
+def test_a_disturbed_race_says_so(monkeypatch, capsys):
+    """One busy program: of a machine with many cores it takes little."""
+    monkeypatch.setattr(bench, "DISTURBED", 0.3 / psutil.cpu_count())
+    field = {"sleeps": Contestant(partial(sleeper, 0.01), BATCH, 1)}
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        table = race(field, rounds=40)
+    finally:
+        other.kill()
+    assert "other programs took" in capsys.readouterr().out
+    assert table.attrs["programs"] > bench.DISTURBED
+
+
+@pytest.mark.skipif(not hasattr(psutil.cpu_times(), "iowait"), reason="others are seen on Linux")
+def test_the_work_of_contestants_disturbs_nobody():
+    """What rivals and others took are told apart: a race of work alone has few others in it."""
+    field = {"works": Contestant(adder, BATCH, 1)}
+    shares = [race(field, rounds=30, calls=4).attrs["programs"] for _ in range(2)]
+    assert min(shares) < 0.7 / psutil.cpu_count() + psutil.cpu_percent(0.5) / 100

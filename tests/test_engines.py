@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cvlab import export, store
+from cvlab import export, runtime, store
 from cvlab.bench import Contestant, race
 from cvlab.data import load
 from cvlab.lessons.engines import calls, figures, mistakes
@@ -58,6 +58,17 @@ def test_an_engine_does_not_win_against_itself(files, images):
     call = calls.contestants(*files, images, 1)["ONNX Runtime, all"]
     table = race({"one": call, "same": Contestant(call.prepare, images, 1)}, rounds=60, calls=10)
     assert table.loc["same", "ratio"] == pytest.approx(1, abs=0.03)
+
+
+def test_threads_spin_in_races_only(files, images, monkeypatch):
+    """Spinning is quicker for one image; anywhere else it takes a core from other programs."""
+    made, real = [], runtime.session
+    monkeypatch.setattr(runtime, "session", lambda *a, **k: made.append(real(*a, **k)) or made[-1])
+    runtime.Model(files[1])
+    calls.onnx(files[1], images, 1)
+    entry = "session.intra_op.allow_spinning"
+    found = [one.get_session_options().get_session_config_entry(entry) for one in made]
+    assert found == ["0", "1"]
 
 
 class Counting(mistakes.Pair):

@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -42,6 +45,24 @@ def test_engines_race_on_one_image_and_on_the_batch(drawn, tmp_path):
     assert "ONNX Runtime, basic" not in table.index
     assert table.loc["PyTorch eager", "speedup"] == 1
     assert (table["throughput"] > 0).all()
+
+
+def test_races_against_itself_count_what_the_intervals_hold(monkeypatch):
+    """Of four intervals one lies beside 1.00, and one race was disturbed."""
+    ends = iter([(0.9, 1.1), (0.98, 1.02), (1.01, 1.05), (0.97, 1.0)])
+
+    def drawn_race(field, **how):
+        assert len({id(one) for one in field.values()}) == 1
+        low, high = next(ends)
+        row = {"ratio": (low + high) / 2, "low": low, "high": high}
+        table = pd.DataFrame([row, row], index=[*field])
+        table.attrs = {"programs": 0.5 if low == 0.9 else 0.01, "hypervisor": 0.0}
+        return table
+
+    monkeypatch.setattr(peers, "race", drawn_race)
+    row = peers.against_itself(Path("model.onnx"), np.zeros((1, 3, 8, 8), "float32"), 1, 4).iloc[0]
+    assert row[["races", "held", "disturbed"]].tolist() == [4, 3, 1]
+    assert row[["width", "least", "greatest"]].tolist() == pytest.approx([0.04, 0.985, 1.03])
 
 
 def test_the_smoke_run_is_timed_as_a_user_meets_it(workbook, monkeypatch):

@@ -1,17 +1,22 @@
 """00: how fast images are fed, and what the data look like."""
 
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import ipywidgets as widgets
 import numpy as np
+import onnx
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from onnx import TensorProto, helper, numpy_helper
 from torch.utils.data import DataLoader, Dataset
 
-from cvlab.bench import compare
+from cvlab import runtime
+from cvlab.bench import Call, compare
 from cvlab.data import ImageData, Split
-from cvlab.machine import import_torchvision
+from cvlab.machine import hardware, import_torchvision
 from cvlab.plots import COLOURS, canvas
 from cvlab.show import interactive
 
@@ -91,6 +96,53 @@ def rates(timed: pd.DataFrame, images: int) -> pd.DataFrame:
     per_second = images * 1e3 / timed[["ms", "p90", "p10"]]
     per_second.columns = ["median", "p10", "p90"]
     return per_second.assign(n=timed["n"], times=timed["ratio"]).rename_axis("way")
+
+
+def peaks(size: int = 1024, megabytes: int = 256, calls: int = 12) -> pd.DataFrame:
+    """What this machine does at best: products of square matrices, and copies within memory.
+
+    Args:
+        size: rows and columns; bf16 gets a quarter of them where the CPU has no instruction for it.
+        megabytes: of the array that is copied; far more than the cache that this process gets.
+        calls: of each, after a warm-up.
+
+    Returns:
+        index "fp32", "bf16", "INT8" and "memory": `median`, `p10`, `p90` in 10^9 operations a
+        second, a multiplication and an addition being two; of memory GB/s, read and written.
+    """
+    small = size if hardware().has("avx512_bf16") or hardware().has("amx_bf16") else size // 4
+    source = torch.ones(megabytes * 250_000)
+    work = {  # one after the other: the engines' threads would get into each other's way
+        "fp32": (2e-9 * size**3, _torch_product(size, torch.float32)),
+        "bf16": (2e-9 * small**3, _torch_product(small, torch.bfloat16)),
+        "INT8": (2e-9 * size**3, _int8_product(size)),
+        "memory": (2e-9 * source.nbytes, partial(torch.empty_like(source).copy_, source)),
+    }
+    timed = [rates(compare({k: call}, rounds=calls), much) for k, (much, call) in work.items()]
+    return pd.concat(timed).drop(columns="times")
+
+
+def _torch_product(size: int, kind: torch.dtype) -> Call:
+    left, right, out = (torch.ones(size, size, dtype=kind) for _ in range(3))
+    return partial(torch.mm, left, right, out=out)
+
+
+def _int8_product(size: int) -> Call:
+    """ONNX Runtime's `MatMulInteger`: uint8 times constant int8, as in a quantised network."""
+    numbers, shape = np.random.default_rng(0), [size, size]
+    x, y = (
+        helper.make_tensor_value_info(*v, shape)
+        for v in (("x", TensorProto.UINT8), ("y", TensorProto.INT32))
+    )
+    weight = numpy_helper.from_array(numbers.integers(-64, 64, shape, dtype=np.int8), "weight")
+    node = helper.make_node("MatMulInteger", ["x", "weight"], ["y"])
+    graph = helper.make_graph([node], "product", [x], [y], [weight])
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "product.onnx"
+        opset = helper.make_opsetid("", 17)
+        onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), file)
+        session = runtime.session(file)
+    return partial(session.run, None, {"x": numbers.integers(0, 255, shape, dtype=np.uint8)})
 
 
 def plot_class_balance(counts: pd.DataFrame, title: str) -> Figure:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cvlab import export, records, runtime, store
-from cvlab.bench import compare
+from cvlab.bench import DISTURBED, Contestant, compare, race
 from cvlab.data import ImageData
 from cvlab.lessons.engines import calls
 from cvlab.lessons.environment import BATCH, feed_rate, rates, torchvision_loader
@@ -25,6 +26,7 @@ from cvlab.lessons.int8.quantize import OneBatch, Source
 from cvlab.lessons.pretrained import finetune
 from cvlab.models import SmallCNN
 from cvlab.run import start
+from cvlab.show import each
 from cvlab.tools import quantize
 from cvlab.train import Training, evaluate, fit
 
@@ -105,6 +107,34 @@ def inference(
         for given in (images[:1], images)
     )
     return single.assign(throughput=batch["throughput"]).rename_axis("way")
+
+
+def against_itself(model: Path, images: np.ndarray, threads: int, races: int = 100) -> pd.DataFrame:
+    """Race one engine against itself: how often does the 95 % interval hold 1.00?
+
+    Args:
+        model: an ONNX file.
+        images: one batch, normalised float32 [N, 3, H, W].
+        threads: of the engine.
+        races: of two contestants each.
+
+    Returns:
+        one row: `races`, how many intervals `held` 1.00, their median `width`, how many races were
+        `disturbed`, and the median `ratio` with `least` and `greatest`.
+    """
+    one = Contestant(partial(calls.onnx, model), images, threads)
+    turns = each([*range(races)], "an engine against itself", "race")
+    tables = [race({"one": one, "the same": one}, rounds=12) for _ in turns]
+    found = pd.DataFrame([table.loc["the same"] for table in tables])
+    ratios = found["ratio"]
+    row = {
+        "races": races,
+        "held": ((found["low"] <= 1) & (found["high"] >= 1)).sum(),
+        "width": (found["high"] - found["low"]).median(),
+        "disturbed": sum(sum(table.attrs.values()) > DISTURBED for table in tables),
+    }
+    row |= {"ratio": ratios.median(), "least": ratios.min(), "greatest": ratios.max()}
+    return pd.DataFrame([row])
 
 
 def int8(
@@ -200,5 +230,8 @@ def report(data: ImageData, where: str) -> Iterator[tuple[str, pd.DataFrame]]:
         net = store.save(stored.model, folder / "net.pt", seen)
         model = export.to_onnx(stored.model, folder / "fp32.onnx", (3, side, side))
         batch = some[:32].numpy()
+        small = export.to_onnx(SmallCNN().eval(), folder / "small.onnx")
+        some32 = next(iter(data.batches("val", 32)))[0].numpy()
+        yield "SmallCNN against itself", against_itself(small, some32, threads)
         yield "inference of EfficientNet-Lite0", inference(net, model, batch, threads)
         yield "INT8 of EfficientNet-Lite0", int8(model, some, seen, folder, threads)
