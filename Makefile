@@ -8,7 +8,7 @@ BIN := .venv/bin
 .PHONY: run test publish bench colab
 
 run: .venv/installed
-	@echo "== Running every notebook (smoke profile, about five minutes) =="
+	@echo "== Running every notebook (smoke profile, four to eight minutes) =="
 	@$(BIN)/python -m cvlab run --profile smoke
 
 test: .venv/tested

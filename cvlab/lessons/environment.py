@@ -98,7 +98,7 @@ def rates(timed: pd.DataFrame, images: int) -> pd.DataFrame:
     return per_second.assign(n=timed["n"], times=timed["ratio"]).rename_axis("way")
 
 
-def peaks(size: int = 1024, megabytes: int = 256, calls: int = 12) -> pd.DataFrame:
+def peaks(size: int = 2048, megabytes: int = 256, calls: int = 12) -> pd.DataFrame:
     """What this machine does at best: products of square matrices, and copies within memory.
 
     Args:
