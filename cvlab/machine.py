@@ -72,9 +72,9 @@ class Hardware:
         """The device to compute on: the GPU where CUDA works, else the CPU."""
         return torch.device("cuda" if self.gpu else "cpu")
 
-    def has(self, feature: str) -> bool:
-        """Does the CPU have `feature`, a key of `FEATURES`?"""
-        return feature in self.features
+    def has(self, *features: str) -> bool:
+        """Does the CPU have one of these, keys of `FEATURES`?"""
+        return not set(self.features).isdisjoint(features)
 
 
 @cache

@@ -115,10 +115,14 @@ def stored_in(notebook: "NotebookNode") -> list[dict]:
     return [dict(o.data[MIME]) for o in outputs if MIME in o.get("data", {})]
 
 
+def distinct(texts: Iterable[str]) -> list[str]:
+    """Each text once, in order, without empty ones."""
+    return list(dict.fromkeys(text for text in texts if text))
+
+
 def devices(records: Iterable[Mapping]) -> list[str]:
     """Machines that they were measured on, each once, in order."""
-    found = (str(record.get("device") or "") for record in records)
-    return list(dict.fromkeys(device for device in found if device))
+    return distinct(str(record.get("device") or "") for record in records)
 
 
 def mixture(records: Iterable[Mapping]) -> str:

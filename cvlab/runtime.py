@@ -99,7 +99,7 @@ def has_cuda() -> bool:
 def saturates() -> bool:
     """Does this CPU add products of uint8 and int8 in 16 bits, too few? x86 without VNNI does."""
     machine = hardware()
-    return machine.has("avx2") and not (machine.has("avx512_vnni") or machine.has("avx_vnni"))
+    return machine.has("avx2") and not machine.has("avx512_vnni", "avx_vnni")
 
 
 class Model:

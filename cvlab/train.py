@@ -254,8 +254,7 @@ def choose_precision(device: torch.device, asked: str = "auto") -> str:
         return asked
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    pays = hardware().has("avx512_bf16") or hardware().has("amx_bf16")
-    return "bf16" if pays else "fp32"
+    return "bf16" if hardware().has("avx512_bf16", "amx_bf16") else "fp32"
 
 
 def autocast(device: torch.device, precision: str):

@@ -110,7 +110,7 @@ def peaks(size: int = 2048, megabytes: int = 256, calls: int = 12) -> pd.DataFra
         index "fp32", "bf16", "INT8" and "memory": `median`, `p10`, `p90` in 10^9 operations a
         second, a multiplication and an addition being two; of memory GB/s, read and written.
     """
-    small = size if hardware().has("avx512_bf16") or hardware().has("amx_bf16") else size // 4
+    small = size if hardware().has("avx512_bf16", "amx_bf16") else size // 4
     source = torch.ones(megabytes * 250_000)
     work = {  # one after the other: the engines' threads would get into each other's way
         "fp32": (2e-9 * size**3, _torch_product(size, torch.float32)),

@@ -20,9 +20,9 @@ from markupsafe import Markup
 
 from cvlab.paths import replace_atomically
 from cvlab.profiles import ParameterError
-from cvlab.records import OUTCOMES, STAND_IN_LABEL, Number, devices, digits, number
+from cvlab.records import OUTCOMES, STAND_IN_LABEL, Number, devices, digits, distinct, number
 from cvlab.tools import pages, run_folder
-from cvlab.tools.run_folder import Folder, distinct, duration
+from cvlab.tools.run_folder import Folder, duration
 
 MEASURED = ("n", "p10", "p90")  # tags that say how well a number is known, not what it is of
 FEW, SOME = 3, 10  # a metric with so many values is shown at once: any, or one with intervals

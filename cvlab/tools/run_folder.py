@@ -6,7 +6,6 @@ damaged, missing or of another type than it should be becomes a problem that is 
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from cvlab import records
 from cvlab.profiles import ParameterError
-from cvlab.records import STATES, Executed
+from cvlab.records import STATES, Executed, distinct
 from cvlab.tools import pages
 
 HINT = "Give the folder of a run, made by `python -m cvlab run --out DIR`."
@@ -164,11 +163,6 @@ def _texts(entries: Any) -> dict[str, str]:
 def _without_passwords(text: str) -> str:
     """Without those in addresses: reports are passed on."""
     return PASSWORD.sub(r"\1***@", text)
-
-
-def distinct(texts: Iterable[str]) -> list[str]:
-    """Each text once, in order, without empty ones."""
-    return list(dict.fromkeys(text for text in texts if text))
 
 
 def duration(seconds: float) -> str:
