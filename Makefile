@@ -9,7 +9,7 @@ BIN := .venv/bin
 
 run: .venv/installed
 	@echo "== Running every notebook (smoke profile, four to eight minutes) =="
-	@$(BIN)/python -m cvlab run --profile smoke
+	@$(BIN)/python -m cvlab run --profile smoke --jobs 2
 
 test: .venv/tested
 	@echo "== Style =="

@@ -21,6 +21,7 @@ from cvlab.show import progress
 Call = Callable[[], object]
 
 DISTURBED = 0.05  # of the processors' time, taken by others
+ROUNDS = 4  # that a process runs at least, or it would hardly be worth its start
 
 
 class UnfairComparison(ValueError):
@@ -89,7 +90,8 @@ def race(
     a while after their work, torch's sleep. A turn is one call to wake up, then `calls` timed ones;
     the order is drawn anew in each round, always the same draw, so that a race can be repeated.
     Two processes that do the same differ, as their memory lies elsewhere: so each contestant gets
-    `processes`, one after the other, that share the rounds, each after `warmup` calls.
+    `processes`, one after the other, that share the rounds, each after `warmup` calls; fewer if
+    that left one less than `ROUNDS`.
     The first contestant is the reference of `ratio`. `what` labels a progress bar.
 
     Returns:
@@ -104,7 +106,7 @@ def race(
     if not contestants or rounds < 1 or calls < 1:
         raise ValueError(f"{len(contestants)} contestants, {rounds} rounds: need 1 or more.")
     _check_equal(contestants)
-    processes = min(processes, rounds)
+    processes = max(1, min(processes, rounds // ROUNDS))
     order, seconds, taken = np.random.default_rng(0), [], np.zeros(3)
     with progress(processes * len(contestants) + rounds, what, "step") as bar:
         for part in np.array_split(np.arange(rounds), processes):
@@ -281,7 +283,7 @@ def _compete(pipe: Connection, contestant: Contestant) -> None:
 def context():
     """How to start processes that have torch already: forked from a server that imported it."""
     found = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    found.set_forkserver_preload(["onnxruntime", "cvlab.zoo"])
+    found.set_forkserver_preload(["cvlab.runtime", "cvlab.store", "cvlab.zoo"])
     return found
 
 

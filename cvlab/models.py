@@ -148,7 +148,7 @@ class PoolingNet(Classifier):
 
 
 class FlatCNN(nn.Module):
-    """One convolution, then linear layers: the shape of network that three reports searched.
+    """One convolution, then linear layers: the shape of network that two reports searched.
 
     Conv2d, Flatten, {Linear, ReLU, Dropout} for each of `units`, Linear. No pooling: the first
     linear layer holds nearly all weights, and sees no two places of the image alike.

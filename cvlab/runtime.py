@@ -41,6 +41,7 @@ def session(
     level: str = "all",
     device: str = "cpu",
     spin: bool = False,
+    without: str = "",
     write_to: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load a model.
@@ -52,6 +53,7 @@ def session(
         device: "cpu", or "cuda" where `has_cuda`.
         spin: let threads spin while they wait, as ONNX Runtime's own default does: quicker for
             one image, but they take cores from everything else. For races.
+        without: name of an optimiser of ONNX Runtime that shall not rewrite the graph.
         write_to: also write the rewritten graph to this file.
 
     Raises:
@@ -65,6 +67,7 @@ def session(
     options.graph_optimization_level = LEVELS[level]
     options.log_severity_level = 3  # errors only
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    options.add_session_config_entry("optimization.disable_specified_optimizers", without)
     if write_to:
         options.optimized_model_filepath = str(write_to)
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
@@ -113,13 +116,16 @@ class Model:
         level: str = "all",
         device: str = "cpu",
         spin: bool = False,
+        without: str = "",
     ):
         """Load it by `session`, which explains the arguments and what can go wrong.
 
         Warns if it was quantised for CPUs with VNNI and this one has none.
         """
         self.path = Path(path)
-        self.session = session(path, threads=threads, level=level, device=device, spin=spin)
+        self.session = session(
+            path, threads=threads, level=level, device=device, spin=spin, without=without
+        )
         self.metadata = self.session.get_modelmeta().custom_metadata_map
         if self.metadata.get("int8_target") == "vnni" and device == "cpu" and saturates():
             warnings.warn(

@@ -32,7 +32,7 @@ def some(data):
 
 
 def test_folding_changes_no_answer_and_leaves_no_normalisation(net, some):
-    folded = qat.fold(net, some[0])
+    folded = export.fold(net, some[0])
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules()), "the network itself is kept"
     with torch.inference_mode():

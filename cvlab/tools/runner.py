@@ -156,7 +156,7 @@ def execute(
         todo = [name for name, result in results.items() if result.status != "passed"]
         tasks = [Task(paths[name], given[name], plan.profile, out) for name in todo]
         try:
-            for result in run_all(tasks):
+            for result in run_all(tasks if jobs == 1 else tasks[::-1]):  # the last are the longest
                 results[result.name] = result
         except (KeyboardInterrupt, BrokenExecutor) as error:
             why = str(error) or "interrupted"

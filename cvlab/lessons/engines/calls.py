@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import nn
 
 from cvlab import runtime, store
 from cvlab.bench import Call, Contestant, race
+from cvlab.export import fold
+from cvlab.machine import hardware
 from cvlab.train import autocast
 
 COLUMNS = {  # what a race measures, as tables of models say it
@@ -42,14 +45,17 @@ def contestants(
     Returns:
         by name, "PyTorch eager" first. `torch.compile` takes part where a C++ compiler is,
         OpenVINO where it is installed, ONNX Runtime on a GPU where it was built for that. A name
-        says the precision where it is not fp32.
+        says the precision where it is not fp32; bf16 takes part where the hardware has it.
     """
+    fast_bf16 = device != "cpu" or hardware().has("avx512_bf16", "amx_bf16")
     torch_call = partial(pytorch, net, device=device)
     calls = {
         "PyTorch eager": torch_call,
+        "PyTorch folded": partial(torch_call, folded=True),
         "PyTorch channels_last": partial(torch_call, layout="channels_last"),
-        "PyTorch bf16": partial(torch_call, layout="channels_last", precision="bf16"),
     }
+    if fast_bf16:
+        calls["PyTorch bf16"] = partial(torch_call, layout="channels_last", precision="bf16")
     if shutil.which("g++") or shutil.which("clang++"):
         calls["PyTorch compiled"] = partial(torch_call, layout="channels_last", compiled=True)
     if device == "cpu":
@@ -57,6 +63,7 @@ def contestants(
             calls[f"ONNX Runtime, {level}"] = partial(onnx, model, level=level)
         if find_spec("openvino"):
             calls["OpenVINO"] = partial(openvino, model)
+        if find_spec("openvino") and fast_bf16:
             calls["OpenVINO bf16"] = partial(openvino, model, precision="bf16")
     elif runtime.has_cuda():
         calls["ONNX Runtime"] = partial(onnx_bound, model, device=device)
@@ -93,6 +100,17 @@ def network(
     return store.load(net).model.to(device, memory_format=getattr(torch, layout))
 
 
+def rounded_to_bf16(net: nn.Module) -> nn.Module:
+    """A copy in eval mode with every weight, and what every layer gives, rounded to bfloat16.
+
+    It adds in float32, as hardware does that has bfloat16, and is as fast as `net` on any CPU.
+    """
+    copy = deepcopy(net).eval().bfloat16().float()
+    for layer in (module for module in copy.modules() if not [*module.children()]):
+        layer.register_forward_hook(lambda *seen: seen[2].bfloat16().float())
+    return copy
+
+
 def pytorch(
     net: Path,
     images: np.ndarray,
@@ -101,6 +119,7 @@ def pytorch(
     device: str = "cpu",
     layout: str = "contiguous_format",
     precision: str = "fp32",
+    folded: bool = False,
     compiled: bool = False,
 ) -> Call:
     """A call of a stored network in PyTorch.
@@ -112,10 +131,12 @@ def pytorch(
         device: where weights and images are put, once.
         layout: "contiguous_format" (NCHW) or "channels_last" (NHWC).
         precision: "fp32" or, under autocast, "bf16".
+        folded: with batch normalisation inside the convolutions, as exporters do it.
         compiled: by `torch.compile`, at the first call.
     """
     model = network(net, threads, device=device, layout=layout)
     batch = torch.from_numpy(images).to(device, memory_format=getattr(torch, layout))
+    model = fold(model, batch) if folded else model
     forward = torch.compile(model) if compiled else model
 
     def call() -> torch.Tensor:

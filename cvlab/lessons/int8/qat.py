@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cvlab import export
 from cvlab.zoo import timm
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
@@ -85,8 +85,8 @@ def prepare(model: nn.Module, batches: list[Tensor]) -> nn.Module:
     Raises:
         ValueError: folding changed what the network says, so it calls its layers in another order.
     """
-    net = fold(model, batches[0])
-    order = calls(net, batches[0])
+    net = export.fold(model, batches[0])
+    order = export.called(net, batches[0], (*WEIGHTED, *CUTTING, *BENDING, _BatchNorm))
     for (name, layer), (_, after) in pairwise([*order, ("", None)]):
         cut_next = isinstance(layer, WEIGHTED) and isinstance(after, CUTTING)
         output = not cut_next and after is not None  # logits are left as they are
@@ -98,44 +98,6 @@ def prepare(model: nn.Module, batches: list[Tensor]) -> nn.Module:
     for module in rounded:
         module.settle()
     return net
-
-
-def fold(model: nn.Module, images: Tensor) -> nn.Module:
-    """A copy in which each batch normalisation is part of the convolution called before it."""
-    net = deepcopy(model).eval()
-    with torch.inference_mode():
-        before = net(images)
-    for (first, conv), (second, norm) in pairwise(calls(net, images)):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm):
-            fused = fuse_conv_bn_eval(conv, norm).requires_grad_(True)  # the bias is new
-            net.set_submodule(first, fused)
-            net.set_submodule(second, getattr(norm, "act", nn.Identity()))  # timm's has one inside
-    with torch.inference_mode():
-        after = net(images)
-    if not torch.allclose(before, after, atol=1e-3, rtol=1e-3):
-        raise ValueError(
-            f"Folding batch normalisation changed logits of {type(model).__name__} by "
-            f"{(before - after).abs().max():.2g}: a normalisation follows another layer than the "
-            "convolution called before it. Quantise this network without training."
-        )
-    return net
-
-
-def calls(net: nn.Module, images: Tensor) -> list[tuple[str, nn.Module]]:
-    """Layers, normalisations and activations with their names, in the order they are called."""
-    found, kinds = [], (*WEIGHTED, _BatchNorm, *CUTTING, *BENDING)
-    hooks = [
-        module.register_forward_pre_hook(lambda *_, pair=(name, module): found.append(pair))
-        for name, module in net.named_modules()
-        if isinstance(module, kinds)
-    ]
-    try:
-        with torch.inference_mode():
-            net(images[:1])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
 
 
 def finish(net: nn.Module) -> nn.Module:

@@ -97,6 +97,7 @@ LADDER = {
     "static, per tensor": Recipe(per_channel=False),
     "static, per channel": Recipe(),
     "… percentile 99.99": Recipe(ranges="percentile 99.99"),
+    "… percentile 99.9": Recipe(ranges="percentile 99.9"),
     "… entropy": Recipe(ranges="entropy"),
     "… int8 activations": Recipe(activations="int8"),
 }

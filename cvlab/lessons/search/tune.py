@@ -27,7 +27,7 @@ ONE_BATCH = 32  # images that the reports' scores came from
 
 
 def reports_space(trial: BaseTrial, classes: int) -> tuple[nn.Module, Training]:
-    """What three reports searched, after Optuna's PyTorch example."""
+    """Like what two reports searched, after Optuna's PyTorch example."""
     layers = range(trial.suggest_int("n_layers", 1, 3))
     units = [trial.suggest_int(f"n_units_l{i}", 4, 128, log=True) for i in layers]
     dropouts = [trial.suggest_float(f"dropout_l{i}", 0.2, 0.5) for i in layers]
