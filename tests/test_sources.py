@@ -137,7 +137,7 @@ def test_the_cache_is_used_and_a_damaged_one_is_named_and_rebuilt(class_folders,
     folder = class_folders.parent
     fresh = sources.read("cifar10", folder)
     (cache,) = folder.glob("*.npz")
-    monkeypatch.setattr(sources, "_read_folder_archive", lambda path: pytest.fail("not cached"))
+    monkeypatch.setattr(sources, "_read_pictures", lambda path: pytest.fail("not cached"))
     assert np.array_equal(sources.read("cifar10", folder).train[0], fresh.train[0])
     monkeypatch.undo()
 

@@ -115,7 +115,9 @@ def _add_models(commands) -> None:
     quantize.set_defaults(do=_quantize, told=(ValueError,))
     predict = commands.add_parser("predict", help="classify pictures with an exported model")
     predict.add_argument("model", type=Path, help="an ONNX file that takes pixels")
-    predict.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE")
+    predict.add_argument(
+        "pictures", type=Path, nargs="+", metavar="PICTURE", help="files, or folders of them"
+    )
     predict.set_defaults(do=_predict, told=(ValueError,))
 
 
@@ -259,10 +261,16 @@ def _quantize(options) -> int:
 def _predict(options) -> int:
     from cvlab.lessons.engines import deploy
 
-    for picture, row in deploy.classify(options.model, options.pictures).iterrows():
+    pictures = []
+    for path in options.pictures:
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        known = [file for file in inside if file.suffix.lower() in sources.PICTURES]
+        pictures += known if path.is_dir() else inside
+    answers = deploy.classify(options.model, pictures)
+    for picture, row in answers.iterrows():
         best = row.nlargest(3).items()
         print(f"{picture}: {', '.join(f'{name} {share:.1%}' for name, share in best)}")
-    return 0
+    return 0 if len(answers) == len(pictures) else 1
 
 
 def _data(options) -> int:

@@ -6,6 +6,7 @@ The folder holds `model.onnx`, which takes pixels and gives probabilities, `labe
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.nn import functional as F
 
 from cvlab import runtime
 from cvlab.export import SIDE, ExportError, save_checked
 from cvlab.paths import replace_atomically
+from cvlab.sources import pixels
 
 STANDALONE = Path(__file__).parent / "standalone.py"
 
@@ -40,12 +42,13 @@ def classify(model: Path, pictures: Sequence[Path]) -> pd.DataFrame:
     """Probabilities of pictures, which are shrunk to what a model of `with_pixels` takes.
 
     Returns:
-        a row for each picture, a column for each class.
+        a row for each picture, a column for each class. A file that is no picture is warned of,
+        and has no row.
 
     Raises:
-        FileNotFoundError: there is no such model or picture.
+        FileNotFoundError: there is no such model.
         cvlab.runtime.ModelError: the model cannot be used, or does not take pixels.
-        ValueError: a file is not a picture.
+        ValueError: not one file is a picture.
     """
     loaded = runtime.Model(model)
     taken = loaded.input
@@ -56,17 +59,17 @@ def classify(model: Path, pictures: Sequence[Path]) -> pd.DataFrame:
             "cvlab.lessons.engines.deploy.with_pixels."
         )
     _, height, width, _ = taken.shape
-    images = np.stack([_pixels(picture, (width, height)) for picture in pictures])
-    names = [str(picture) for picture in pictures]
-    return pd.DataFrame(loaded.run(images), names, loaded.classes)
-
-
-def _pixels(picture: Path, size: tuple[int, int]) -> np.ndarray:
-    try:
-        with Image.open(picture) as image:
-            return np.asarray(image.convert("RGB").resize(size))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{picture} is not a picture that Pillow can read.") from error
+    images = {}
+    for picture in pictures:
+        try:
+            image = Image.fromarray(pixels(picture))
+            images[str(picture)] = np.asarray(image.resize((width, height)))
+        except (ValueError, OSError) as error:
+            why = error if isinstance(error, ValueError) else "cannot be read: " + error.strerror
+            warnings.warn(f"{picture} {why}", stacklevel=2)
+    if not images:
+        raise ValueError(f"None of {len(pictures)} files could be read as a picture.")
+    return pd.DataFrame(loaded.run(np.stack([*images.values()])), [*images], loaded.classes)
 
 
 PIXELS = ["batch", SIDE, SIDE, 3]
