@@ -75,10 +75,10 @@ def session(
         return onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:  # ONNX Runtime has a dozen kinds, which share no base class
         reason = str(error).rpartition(" : ")[2].strip()
-        raise ModelError(
-            f"ONNX Runtime cannot load {path}: {reason}. If the file was cut short, export it "
-            "again; if it is too new, export it with a lower opset."
-        ) from error
+        cure = "If it was cut short, export it again; if it is too new, with a lower opset."
+        if "xternal" in reason:
+            cure = "Its weights lie in a file of their own: keep that in the same folder."
+        raise ModelError(f"ONNX Runtime cannot load {path}: {reason}. {cure}") from error
 
 
 @contextmanager

@@ -134,7 +134,7 @@ def test_the_command_writes_a_model_and_a_table(trained, capsys, monkeypatch):
     )
     out = trained.with_name("small.onnx")
     assert quantized(trained, "--max-drop", 3, "--out", out) == 0
-    assert opened.count(trained) == 1, "the float model carries its session"
+    assert sum(path.name.startswith("net-") for path in opened) == 1, "it carries its session"
     said = capsys.readouterr().out
     assert "within the 3" in said
     assert "speedup" in said
@@ -155,7 +155,7 @@ def test_what_cannot_be_is_one_line(trained, tmp_path, capsys):
     cases = {
         damaged: "cannot load",
         tmp_path / "missing.onnx": "no model file",
-        foreign: "7 classes",
+        foreign: "[N, 10]",
         untrained: "near guessing",
         small: "quantised already",
     }
@@ -173,5 +173,5 @@ def test_what_was_guessed_and_a_fixed_batch_are_told(trained, capsys):
     made = runtime.Model(fixed.with_name("fixed.int8.onnx"))
     assert made.metadata["int8_target"] == "vnni"
     said = capsys.readouterr().out
-    assert "does not say how its inputs were normalised" in said
+    assert "fed: rgb" in said
     assert "takes 8 images at a time" in said

@@ -1,4 +1,4 @@
-"""The command line: `python -m cvlab run | tune | quantize | predict | data | doctor ...`."""
+"""The command line: `python -m cvlab run | tune | inspect | quantize | predict | data ...`."""
 
 import argparse
 import ast
@@ -102,9 +102,16 @@ def _add_models(commands) -> None:
     tune.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
     tune.set_defaults(do=_tune, told=(ValueError,))
     quantize = commands.add_parser("quantize", help="make an ONNX classifier INT8, still right")
-    quantize.add_argument("model", type=Path, help="an ONNX file in fp32")
-    quantize.add_argument("--data", default="cifar10", choices=sorted(sources.TITLES))
-    quantize.add_argument("--where", default="auto", help="a folder, or 'synthetic'")
+    inspect = commands.add_parser("inspect", help="what an ONNX classifier is and how it is fed")
+    for command in (inspect, quantize):
+        command.add_argument("model", type=Path, help="an ONNX classifier")
+        command.add_argument("--data", default="cifar10", choices=sorted(sources.TITLES))
+        command.add_argument("--where", default="auto", help="a folder, or 'synthetic'")
+        command.add_argument("--mean", help="of its inputs, in 0..1: 0.5,0.5,0.5; default: found")
+        command.add_argument("--std", help="likewise")
+        command.add_argument("--order", choices=("rgb", "bgr"), help="of channels; default: found")
+        command.add_argument("--classes", help="a,b,c in the order of its outputs; default: found")
+    inspect.set_defaults(do=_inspect, told=(ValueError,))
     quantize.add_argument(
         "--max-drop", type=float, default=0.2, help="percentage points that may be lost (0.2)"
     )
@@ -242,6 +249,17 @@ def _tune(options) -> int:
     return 0
 
 
+def _stated(options) -> dict[str, object]:
+    """What the user says of a model, see `cvlab.tools.examine.examine`."""
+    from cvlab.tools import examine
+
+    given = {"order": options.order} if options.order else {}
+    for key, kind in {"mean": float, "std": float, "classes": str}.items():
+        if text := getattr(options, key):
+            given[key] = examine.parse(text, kind)
+    return given
+
+
 def _quantize(options) -> int:
     from cvlab import data
     from cvlab.tools import quantize
@@ -250,12 +268,27 @@ def _quantize(options) -> int:
     try:
         loaded = data.load(options.data, options.where)
         print(loaded)
-        found, table = quantize.shrink(options.model, loaded, out, options.max_drop, options.target)
+        limits = options.max_drop, options.target
+        made = quantize.shrink(options.model, loaded, out, *limits, _stated(options))
     except KeyboardInterrupt:
         print("\nStopped. What was measured is kept; the same command goes on.", file=sys.stderr)
         return 130
-    print(f"{table.round(4).to_string()}\n\n{found}.\nWritten: {out}")
-    return 0 if found.reached else 1
+    print(f"{made.table.round(4).T.to_string()}\n\n{made}\nWritten: {out}")
+    return 0 if made.good else 1
+
+
+def _inspect(options) -> int:
+    from tempfile import TemporaryDirectory
+
+    from cvlab import data
+    from cvlab.tools import examine
+
+    loaded = data.load(options.data, options.where)
+    with TemporaryDirectory() as folder:
+        found = examine.examine(options.model, loaded, Path(folder), _stated(options))
+    for what, said in found.about.items():
+        print(f"{what:<16} {said}")
+    return 0
 
 
 def _predict(options) -> int:

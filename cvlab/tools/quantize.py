@@ -1,101 +1,136 @@
-"""The command `quantize`: an INT8 model of any ONNX classifier, judged on the test images."""
+"""The command `quantize`: INT8 of any ONNX classifier, judged on images it has not seen."""
 
-import json
 import shutil
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from cvlab.data import ImageData
-from cvlab.lessons.int8.ladder import FLOAT, Kept, in_memory, side_by_side, stacked
+from cvlab.data import ImageData, Split
+from cvlab.lessons.int8.ladder import FLOAT, in_memory, side_by_side, stacked
 from cvlab.lessons.int8.quantize import QuantizeError, Source
 from cvlab.lessons.int8.shrink import Found, search
 from cvlab.paths import replace_atomically
-from cvlab.runtime import Model
+from cvlab.tools.examine import Examined, examine
 
 CALIBRATION = 256  # training images
 
 
-def seen_by(model: Model, data: ImageData) -> tuple[ImageData, list[str]]:
-    """The dataset as an ONNX file wants it: size, normalisation, classes; and what was guessed.
+@dataclass(frozen=True)
+class Shrunk:
+    """What came of it."""
 
-    Raises:
-        QuantizeError: the file says other classes, or gives another number of logits.
-    """
-    known, notes = model.metadata, []
-    names, outputs = model.classes or data.classes, model.session.get_outputs()
-    width = outputs[0].shape[-1] if outputs[0].shape else None
-    if names != data.classes or (isinstance(width, int) and width != len(names)):
-        raise QuantizeError(
-            f"{model.path} tells {width} classes apart ({', '.join(names)}); {data.name} has "
-            f"{len(data.classes)}: {', '.join(data.classes)}. Name the dataset it was trained on."
+    found: Found  # on validation images
+    table: pd.DataFrame  # both models on test images: accuracy, size, speed
+    max_drop: float
+
+    @property
+    def good(self) -> bool:
+        """Was what may be lost kept, as far as validation and test images tell?"""
+        return bool(self.found.reached and self.table["drop_low"].iloc[-1] <= self.max_drop)
+
+    def __str__(self) -> str:
+        """What validation said, what the test images say, and whether it was worth it."""
+        last = self.table.iloc[-1]
+        lost = "{drop_pp:.2f} points (95 % interval {drop_low:.2f} to {drop_high:.2f})".format(
+            **last
         )
-    given = {name: json.loads(known[name]) for name in ("mean", "std") if name in known}
-    if len(given) < 2:
-        notes.append(
-            f"{model.path.name} does not say how its inputs were normalised; those of {data.name} "
-            "are taken. If accuracy in float is poor, export it with about=export.about(stored)."
-        )
-    side = model.input.shape[-1]
-    size = int(known["size"]) if "size" in known else side if isinstance(side, int) else None
-    seen = replace(
-        data,
-        size=None if size == data.train.images.shape[-1] else size,
-        interpolation=known.get("interpolation", "bilinear"),
-        mean=tuple(given.get("mean", data.mean)),
-        std=tuple(given.get("std", data.std)),
-    )
-    return seen, notes
+        words = f"{self.found}.\nOn {last['n']:,.0f} test images it loses {lost}: "
+        beyond = last["drop_low"] > self.max_drop
+        words += "more than may be lost. " if beyond else "they do not contradict that. "
+        gain = last["speedup"]
+        if gain < 1:
+            return words + (
+                f"It has only {gain:.2f} times the speed: here the float file is the fastest that "
+                "keeps the accuracy, and INT8 saves bytes only."
+            )
+        return words + f"It is {gain:.2f} times as fast."
 
 
 def shrink(
-    file: Path, data: ImageData, out: Path, max_drop: float = 0.2, target: str = "any"
-) -> tuple[Found, pd.DataFrame]:
+    file: Path,
+    data: ImageData,
+    out: Path,
+    max_drop: float = 0.2,
+    target: str = "any",
+    stated: Mapping[str, object] | None = None,
+) -> Shrunk:
     """Search on validation images, write the model to `out`, read the test images once.
 
+    Validation images are a part of CIFAR's training images. A network that others trained has seen
+    them: where they show it, half of the test images takes their place.
+
     Args:
-        file: a float ONNX classifier of this dataset's classes.
+        file: an ONNX classifier of this dataset's classes.
         data: calibration takes some of its training images.
         out: the file to write. What was measured is kept in `.cvlab` beside it.
         max_drop: percentage points that may be lost.
         target: CPUs that shall run it, see `cvlab.lessons.int8.quantize.Recipe`.
-
-    Returns:
-        what was found, and a table of both models: accuracy on the test images, size, speed.
+        stated: see `cvlab.tools.examine.examine`.
 
     Raises:
         QuantizeError: the model cannot be quantised, or is of no use in float.
     """
-    model = Model(file)
-    view, notes = seen_by(model, data)
-    size = model.batch_size(25)
+    folder = out.parent / ".cvlab"
+    known = examine(file, data, folder, stated)
+    for what in ("made readable", "fed", "classes", "right"):
+        print(f"{what}: {known.about[what]}")
+    model, size = known.model, known.model.batch_size(25)
     if size != 25:
-        notes.append(f"{file.name} takes {size} images at a time; what is left over is not used.")
-    for note in notes:
-        print(f"note: {note}")
-    parts = data.train.take(CALIBRATION), data.val, data.test
-    train, val, test = (
-        view.batches(part.take(len(part) - len(part) % size), size) for part in parts
-    )
-    source = Source(model, stacked(train), out.parent / ".cvlab")
-    some = in_memory(val)
-    _check_useful(model, some, len(data.classes))
-    found = search(source, some, max_drop, target=target, what="search")
+        print(f"note: {file.name} takes {size} images at a time; what is left over is not used.")
+    view = unseen(known)
+    train = view.train.take(max(CALIBRATION, size))
+    source = Source(model, stacked(_whole(view, train, size)), folder)
+    val = in_memory(_whole(view, view.val, size))
+    found = search(source, val, max_drop, target=target, what="search")
     replace_atomically(partial(shutil.copy, found.model.path), out)
-    batch, models = some[0][0].numpy(), {FLOAT: model, out.name: found.model}
-    table = side_by_side(models, test, batch, torch.get_num_threads())
-    columns = ["accuracy", "low", "high", "n", "agreement", "drop_pp", "size_mb"]
-    return found, table[[*columns, "latency_ms", "throughput", "speedup"]]
+    models = {FLOAT: model, out.name: found.model}
+    threads, batch = torch.get_num_threads(), val[0][0].numpy()
+    table = side_by_side(models, _whole(view, view.test, size), batch, threads)
+    columns = ["accuracy", "low", "high", "n", "agreement", "drop_pp", "drop_low", "drop_high"]
+    table = table[[*columns, "size_mb", "latency_ms", "throughput", "speedup"]]
+    if (at_once := model.batch_size(1)) > 1:
+        table = table.rename(columns={"latency_ms": f"ms_for_{at_once}"})
+    return Shrunk(found, table, max_drop)
 
 
-def _check_useful(model: Model, val: Kept, classes: int) -> None:
-    logits, labels = model.predict(val)
-    right = (logits.argmax(1) == labels).double().mean().item()
-    if right < 2 / classes:
+def _whole(view: ImageData, part: Split, size: int):
+    """Batches of a part, without what a model of a fixed batch cannot take.
+
+    Raises:
+        QuantizeError: not one batch is left.
+    """
+    n = len(part) - len(part) % size if size != 25 else len(part)
+    if n == 0:
         raise QuantizeError(
-            f"{model.path} in float is right in {right:.1%} of {len(labels):,} validation images, "
-            "which is near guessing: other classes, their order, or another normalisation?"
+            f"The model takes {size} images at a time, and there are {len(part)}. Export it with a "
+            "smaller batch, or one of any size."
         )
+    return view.batches(part.take(n), size)
+
+
+def unseen(known: Examined) -> ImageData:
+    """The view with half of the test images for validation, if those for that were trained on.
+
+    That is so if the network is right in them clearly more often: by 3 standard errors.
+    """
+    view, model = known.view, known.model
+    test = [view.test.select(torch.arange(half, len(view.test), 2).numpy()) for half in (0, 1)]
+    size = model.batch_size(25)
+    rights = []
+    for part in (view.val, test[0]):
+        logits, labels = model.predict(_whole(view, part, size))
+        rights.append((logits.argmax(1) == labels).double())
+    seen, new = (right.mean().item() for right in rights)
+    error = sum(right.var().item() / len(right) for right in rights) ** 0.5
+    if seen - new <= 3 * error:
+        return view
+    print(
+        f"note: it is right in {seen:.1%} of the validation images, which are of CIFAR's training "
+        f"images, and in {new:.1%} of {len(test[0]):,} test images: it was trained on the former. "
+        "Half of the test images takes their place."
+    )
+    return replace(view, val=test[0], test=test[1])
