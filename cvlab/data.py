@@ -5,8 +5,10 @@ its `.tar.gz`, a class-folder `.tgz`), each with a cache of its decoded images; 
 download; the synthetic stand-in. See `cvlab.sources` for the formats.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -74,6 +76,7 @@ class ImageData:
     std: tuple[float, float, float]
     size: int | None = None  # pixels a side that batches are resized to; None leaves 32
     interpolation: str = "bilinear"
+    fingerprint: str = ""  # of all training images, whatever was taken or how they are seen
 
     def batches(
         self,
@@ -147,8 +150,10 @@ def load(
     train, val = _hold_out(_tensors(raw.train))
     mean, std = _statistics(train.images)
     test = _tensors(raw.test)
+    facts = json.dumps([name, raw.classes, raw.real, mean, std])  # exact counts of all pixels
+    fingerprint = sha256(facts.encode()).hexdigest()[:8]
     data = ImageData(name, raw.classes, train, val, test, raw.source, raw.real, mean, std)
-    return data.take(n_train, n_val, n_test)
+    return replace(data, fingerprint=fingerprint).take(n_train, n_val, n_test)
 
 
 def stand_in(name: str, classes: Sequence[str] | None = None) -> sources.RawData:

@@ -40,6 +40,7 @@ class Run:
     claims: list[tuple[str, bool]] = field(default_factory=list)
     source: str | None = None  # of the last data loaded
     real: bool = True
+    fingerprint: str = ""  # of its images, see `cvlab.data.ImageData`
     began: float = field(default_factory=time.perf_counter)
     _shown: dict = field(default_factory=dict, repr=False)  # (cell, figure) -> what redraws it
 
@@ -57,7 +58,7 @@ class Run:
             n_val=getattr(self.knobs, "n_val", None),
             n_test=getattr(self.knobs, "n_test", None),
         )
-        self.source, self.real = loaded.source, loaded.real
+        self.source, self.real, self.fingerprint = loaded.source, loaded.real, loaded.fingerprint
         print(f"data   {loaded}")
         return loaded
 

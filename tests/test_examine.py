@@ -9,8 +9,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from cvlab import export, runtime
+from cvlab import export, runtime, store
 from cvlab.data import load
+from cvlab.lessons.engines import deploy
 from cvlab.lessons.int8.quantize import QuantizeError, Recipe, Source
 from cvlab.models import SmallCNN
 from cvlab.tools import cli, examine, quantize
@@ -22,14 +23,14 @@ EXAMPLE = torch.zeros(2, 3, 32, 32)
 @pytest.fixture(scope="module")
 def data():
     drawn = load("cifar10", "synthetic")
-    return replace(drawn, val=drawn.train.take(2000))  # enough to tell two swapped classes
+    return replace(drawn, val=drawn.train.take(1000))  # enough to tell two swapped classes
 
 
 @pytest.fixture(scope="module")
 def net(data):
     torch.manual_seed(0)
     model = SmallCNN(10)
-    fit(model, data, Training(epochs=4, lr=0.03, batch_size=64))
+    fit(model, data.take(n_val=100), Training(epochs=4, lr=0.03, batch_size=64))
     return model.eval()
 
 
@@ -64,6 +65,11 @@ def any_batch(**options):
 
 def looked_at(path, data, tmp_path, **stated):
     return examine.examine(path, data, tmp_path / "made", stated)
+
+
+def as_ours(data):
+    """Stated, so that nothing has to be tried."""
+    return {"mean": data.mean, "std": data.std, "order": "rgb"}
 
 
 SWAPPED = (1, 0, *range(2, 10))
@@ -162,11 +168,29 @@ def test_ordinary_forms_can_be_quantised(net, data, tmp_path, form):
     path = exported(net, tmp_path / "net.onnx", **options)
     if change:
         change(path)
-    found = looked_at(path, data, tmp_path)
+    found = looked_at(path, data, tmp_path, **as_ours(data))
     assert said in found.about["made readable"]
     images = torch.cat([x for x, _ in found.view.batches(data.train.take(32), 2)])
     made = Source(found.model, images.contiguous(), tmp_path).make(Recipe())
     assert made.path.stat().st_size < 300_000  # 0.9 MB in float
+
+
+def test_what_stands_behind_preprocessing_is_quantised(net, data, tmp_path):
+    """Our own deployed form, which takes pixels, and a network that takes channels last."""
+    stored = store.Stored(net, data.classes, data.mean, data.std, None, "bilinear")
+    file = export.to_onnx(net, tmp_path / "net.onnx", about=export.about(stored))
+    deploy.with_pixels(file, tmp_path / "pixels.onnx")
+    last = Ends(net, lambda net, x: net(x.permute(0, 3, 1, 2)))
+    options = any_batch(verbose=False, dynamo=False)
+    torch.onnx.export(last, (EXAMPLE.permute(0, 2, 3, 1),), tmp_path / "last.onnx", **options)
+    for name in ("pixels", "last"):
+        found = looked_at(tmp_path / f"{name}.onnx", data, tmp_path, **as_ours(data))
+        assert "taken off" in found.about["made readable"]
+        assert found.model.input.shape[1:] == [3, 32, 32]
+        some = data.val.take(200)
+        logits = found.model.predict(found.view.batches(some, 50))[0]
+        plain = predict(net, data.batches(some, 50))[0]
+        assert torch.equal(logits.argmax(1), plain.argmax(1))
 
 
 def test_a_weight_in_a_side_file_is_part_of_what_ranges_are_kept_for(net, data, tmp_path):
@@ -179,7 +203,7 @@ def test_a_weight_in_a_side_file_is_part_of_what_ranges_are_kept_for(net, data, 
             {k: v * factor if "classifier" in k else v for k, v in net.state_dict().items()}
         )
         path = exported(changed, tmp_path / "net.onnx", dynamo=True, external_data=True)
-        made.append(looked_at(path, data, tmp_path).model.path)
+        made.append(looked_at(path, data, tmp_path, **as_ours(data)).model.path)
     assert made[0] != made[1]
 
 
@@ -228,7 +252,7 @@ def test_a_network_that_has_seen_the_validation_images_is_judged_on_others(
     data, net, tmp_path, capsys
 ):
     path = export.to_onnx(net, tmp_path / "net.onnx")
-    known = looked_at(path, data, tmp_path)
+    known = looked_at(path, data, tmp_path, **as_ours(data))
     assert quantize.unseen(known) is known.view
     answers = nn.functional.one_hot(known.view.val.labels, 10).float()
     honest = known.model.predict

@@ -124,7 +124,7 @@ def test_another_seed_recipe_or_data_is_another_file(run):
     files = {finetune.model_file(RECIPE, run)}
     run.seed = 1
     files.add(finetune.model_file(RECIPE, run))
-    run.real = False
+    run.fingerprint = "other images"
     files.add(finetune.model_file(RECIPE, run))
     other = SimpleNamespace(**vars(RECIPE) | {"size": 64})
     files.add(finetune.model_file(other, run))

@@ -197,3 +197,13 @@ def test_half_a_picture_and_a_huge_one_are_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match="larger"), warnings.catch_warnings():
         sources.pixels(io.BytesIO(whole))
+
+
+def test_a_fingerprint_is_of_the_images_not_of_how_many_are_taken(tree):
+    def fingerprint(**options):
+        return cvdata.load("cifar10", str(tree.parent), **options).fingerprint
+
+    before = fingerprint()
+    assert fingerprint(n_train=4) == before
+    Image.new("RGB", (32, 32), "red").save(tree / "train" / "cat" / "1.png")
+    assert fingerprint() != before

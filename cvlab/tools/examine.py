@@ -29,7 +29,7 @@ from cvlab.sources import meant
 
 OPSET = 13  # the first that has a scale for each channel
 SHOWN = 400  # images that ways of feeding are tried on: half to find classes, half to judge
-SURE = 2000  # images that the best way is tried on again
+SURE = 1000  # images that the best way is tried on again
 USUAL = {  # mean and standard deviation, in 0..1; "own" is the dataset's
     "own": None,
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -160,6 +160,8 @@ def conform(file: Path) -> tuple[onnx.ModelProto, list[str]]:
     if any(one.data_type in FLOATS for one in graph.initializer):
         _to_float32(content)
         changed.append("made float32")
+    if off := _cut_front(graph, onnx.shape_inference.infer_shapes(content).graph):
+        changed.append(f"{off} operators in front of the first convolution taken off")
     opset = next((o.version for o in content.opset_import if o.domain in ("", "ai.onnx")), 0)
     if opset < OPSET:
         try:
@@ -198,6 +200,32 @@ def _to_float32(content: onnx.ModelProto) -> None:
         if attribute.i in FLOATS:
             attribute.i = TensorProto.FLOAT
     del graph.value_info[:]
+
+
+def _cut_front(graph: onnx.GraphProto, inferred: onnx.GraphProto) -> int:
+    """Let images in float, channels first, be the input: preprocessing in the graph is taken off.
+
+    Returns:
+        how many operators those are; 0 where the input is so already.
+    """
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    known = {one.name: one.type.tensor_type for one in (*inferred.value_info, *inferred.input)}
+    name = convolutions[0].input[0] if convolutions else ""
+    if name in {one.name for one in graph.input} or name not in known:
+        return 0
+    if [d.dim_value for d in known[name].shape.dim[1:2]] != [3]:
+        return 0
+    front, sought = [], {name}
+    for node in reversed(graph.node):
+        if sought.intersection(node.output):
+            front.append(node)
+            sought.update(node.input)
+    dims = [d.dim_value or d.dim_param or None for d in known[name].shape.dim]
+    for node in front:
+        graph.node.remove(node)
+    del graph.input[:]
+    graph.input.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
+    return len(front)
 
 
 def check_outputs(model: Model, classes: int) -> None:

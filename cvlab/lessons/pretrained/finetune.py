@@ -146,7 +146,7 @@ def train(
 def model_file(recipe: SimpleNamespace, run: Run) -> Path:
     """Where the network of this recipe is kept for all notebooks; `run` has loaded its data."""
     facts = {name: getattr(recipe, name, None) for name in (*RECIPE, "n_train", "n_val")}
-    facts |= {"seed": run.seed, "real": run.real}
+    facts |= {"seed": run.seed, "data": run.fingerprint}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     return project_root() / "data" / "models" / f"{recipe.model}-{digest}.pt"
 

@@ -133,6 +133,7 @@ class Objective:
         """All that scores depend on: trials measured with other settings cannot be compared."""
         kept = ("space", "images", "epochs", "val_images", "parts", "seed", "by_one_batch")
         data = self.data.name if self.data.real else f"stand-in for {self.data.name}"
+        data += f" {self.data.fingerprint}"
         return {name: getattr(self, name) for name in kept} | {"data": data}
 
     def __call__(self, trial: BaseTrial) -> float:
