@@ -45,7 +45,8 @@ def _copy_page(name: str, out: Path, notebook: nbformat.NotebookNode) -> None:
     for metadata in (notebook.metadata, *(cell.metadata for cell in notebook.cells)):
         metadata.pop("papermill", None)
         metadata.pop("execution", None)
-    nbformat.write(notebook, notebook_paths()[name])
+    text = nbformat.writes(notebook).replace(f"{project_root().as_posix()}/", "")  # of this machine
+    store_text(text.rstrip("\n") + "\n", notebook_paths()[name])
     for figure in sorted((out / "figures").glob(f"{name[:2]}_*.png")):
         shutil.copy(figure, project_root() / "figures" / figure.name)
 
