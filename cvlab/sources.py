@@ -172,7 +172,7 @@ def find(name: str, folder: Path) -> Path | None:
 
     It lies in `folder`, in a folder of it, or is `folder` itself.
     """
-    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    inside = sorted(path for path in folder.glob("*") if path.is_dir())  # none where it is missing
     places = [folder] + [at / form for at in (folder, *inside) for form in forms(name)]
     return next((path for path in places if _can_be(name, path)), None)
 
@@ -211,7 +211,7 @@ def read(name: str, folder: Path, *, allow_download: bool = True) -> RawData | N
 
 def _say_what_is_there(name: str, folder: Path) -> None:
     """Who named a folder with something in it meant that, not the stand-in."""
-    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    there = sorted(path.name for path in folder.glob("[!.]*"))
     if there and folder != project_root() / "data":
         warnings.warn(
             f"{folder} holds {', '.join(there[:5])}{', …' if len(there) > 5 else ''}, and nothing "

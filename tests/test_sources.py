@@ -192,6 +192,10 @@ def test_without_anything_on_disk_and_no_download_there_is_nothing(tmp_path):
     assert not cvdata.load("cifar10", str(tmp_path), allow_download=False, n_test=10).real
 
 
+def test_where_nothing_was_ever_put_nothing_is_found(tmp_path):
+    assert sources.find("cifar10", tmp_path / "data") is None
+
+
 def test_a_folder_that_is_not_there_is_an_error_not_a_stand_in(tmp_path):
     """A typo in CVLAB_DATA must not end in numbers from drawings."""
     with pytest.raises(FileNotFoundError, match="nowhere"):
