@@ -152,8 +152,9 @@ def load(
     test = _tensors(raw.test)
     facts = json.dumps([name, raw.classes, raw.real, mean, std])  # exact counts of all pixels
     fingerprint = sha256(facts.encode()).hexdigest()[:8]
-    data = ImageData(name, raw.classes, train, val, test, raw.source, raw.real, mean, std)
-    return replace(data, fingerprint=fingerprint).take(n_train, n_val, n_test)
+    parts, origin = (train, val, test), (raw.source, raw.real)
+    data = ImageData(name, raw.classes, *parts, *origin, mean, std, fingerprint=fingerprint)
+    return data.take(n_train, n_val, n_test)
 
 
 def stand_in(name: str, classes: Sequence[str] | None = None) -> sources.RawData:

@@ -19,7 +19,7 @@ from onnx import TensorProto, numpy_helper, version_converter
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from cvlab.data import ImageData, Split
+from cvlab.data import Batches, ImageData, Split
 from cvlab.lessons.int8.ladder import megabytes
 from cvlab.lessons.int8.quantize import QuantizeError
 from cvlab.metrics import Score
@@ -28,6 +28,7 @@ from cvlab.runtime import Model
 from cvlab.sources import meant
 
 OPSET = 13  # the first that has a scale for each channel
+BATCH = 25  # images, where the model takes any number
 SHOWN = 400  # images that ways of feeding are tried on: half to find classes, half to judge
 SURE = 1000  # images that the best way is tried on again
 USUAL = {  # mean and standard deviation, in 0..1; "own" is the dataset's
@@ -98,7 +99,7 @@ def examine(
     path = folder / f"{file.stem}-{sha256(content.SerializeToString()).hexdigest()[:12]}.onnx"
     model = Model(replace_atomically(lambda target: onnx.save(content, target), path))
     check_outputs(model, len(data.classes))
-    told = _told(model, data) | dict(stated or {})
+    told = _told(model) | dict(stated or {})
     sized = replace(data, size=_side(model, data), interpolation=told["interpolation"])
     feeding, seen = find_feeding(model, sized, told)
     model.metadata = model.metadata | feeding.metadata()
@@ -142,21 +143,19 @@ def conform(file: Path) -> tuple[onnx.ModelProto, list[str]]:
     if _beside(file):
         changed.append("weights of a file beside it taken in")
     graph = content.graph
-    for node in graph.node:
-        training = [a.i for a in node.attribute if a.name == "training_mode"]
-        if node.op_type == "BatchNormalization" and any(training):
-            raise QuantizeError(
-                f"{file} was exported in training mode: its normalisation depends on the batch. "
-                "Call model.eval() and export it again."
-            )
+    normalise = [node for node in graph.node if node.op_type == "BatchNormalization"]
+    if any(a.i for node in normalise for a in node.attribute if a.name == "training_mode"):
+        raise QuantizeError(
+            f"{file} was exported in training mode: its normalisation depends on the batch. "
+            "Call model.eval() and export it again."
+        )
     stored = {one.name for one in graph.initializer}
     if spare := [one for one in graph.input if one.name in stored]:
         changed.append("weights are no inputs any more")
         for one in spare:
             graph.input.remove(one)
-    if constants := [node for node in graph.node if node.op_type == "Constant"]:
-        for node in constants:
-            _store_constant(graph, node)
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        _store_constant(graph, node)
     if any(one.data_type in FLOATS for one in graph.initializer):
         _to_float32(content)
         changed.append("made float32")
@@ -255,7 +254,7 @@ def _side(model: Model, data: ImageData) -> int | None:
     return None if size in (0, data.train.images.shape[-1]) else size
 
 
-def _told(model: Model, data: ImageData) -> dict[str, object]:
+def _told(model: Model) -> dict[str, object]:
     """What the file's metadata says: as JSON, as ours does, or separated by commas."""
     known = {"interpolation": model.metadata.get("interpolation", "bilinear")}
     for key in ("mean", "std", "classes"):
@@ -299,17 +298,17 @@ def find_feeding(model: Model, data: ImageData, told: Mapping[str, object]) -> t
     rows, best = {}, None
     for name, order, (mean, std) in _ways(data, told):
         feeding = Feeding(mean, std, order, tuple(data.classes))
-        logits = predict_as(model, data, some, feeding)
-        classes = named or assigned(logits, some.labels, data.classes)
+        answer = predict_as(model, data, some, feeding)
+        classes = named or assigned(*answer, data.classes)
         feeding = replace(feeding, classes=classes)
-        rows[f"{name}, {order}"] = right = correct(logits, some.labels, data.classes, classes)
+        rows[f"{name}, {order}"] = right = correct(*answer, data.classes, classes)
         if best is None or clearly_better(right, best[1]):
             best = feeding, right
     feeding, _ = best
     many = data.val.take(max(SURE, model.batch_size(1)))
-    logits = predict_as(model, data, many, feeding)
-    feeding = replace(feeding, classes=named or assigned(logits, many.labels, data.classes))
-    right = correct(logits, many.labels, data.classes, feeding.classes)
+    answer = predict_as(model, data, many, feeding)
+    feeding = replace(feeding, classes=named or assigned(*answer, data.classes))
+    right = correct(*answer, data.classes, feeding.classes)
     share = right.double().mean().item()
     if share < 2 / len(data.classes):
         tried = "; ".join(f"{name} {r.double().mean().item():.0%}" for name, r in rows.items())
@@ -336,13 +335,29 @@ def _ways(data: ImageData, told: Mapping[str, object]) -> list[tuple[str, str, t
     return ways
 
 
-def predict_as(model: Model, data: ImageData, part: Split, feeding: Feeding) -> Tensor:
-    """Logits of a part of `data`, float32 [N, classes]."""
-    size = model.batch_size(25)
-    whole = part.take(len(part) - len(part) % size) if size != 25 else part
-    images = whole.images.flip(1) if feeding.order == "bgr" else whole.images
+def predict_as(
+    model: Model, data: ImageData, part: Split, feeding: Feeding
+) -> tuple[Tensor, Tensor]:
+    """Logits of a part of `data`, float32 [N, classes], and the labels of these images."""
+    images = part.images.flip(1) if feeding.order == "bgr" else part.images
     seen = replace(data, mean=feeding.mean, std=feeding.std)
-    return model.predict(seen.batches(Split(images, whole.labels), size))[0]
+    return model.predict(whole(model, seen, Split(images, part.labels)))
+
+
+def whole(model: Model, view: ImageData, part: Split) -> Batches:
+    """Batches of a part, without what a model of a fixed batch cannot take.
+
+    Raises:
+        QuantizeError: not one batch is left.
+    """
+    size = model.batch_size(BATCH)
+    n = len(part) - len(part) % size if size != BATCH else len(part)
+    if n == 0:
+        raise QuantizeError(
+            f"The model takes {size} images at a time, and there are {len(part)}. Export it with a "
+            "smaller batch, or one of any size."
+        )
+    return view.batches(part.take(n), size)
 
 
 def assigned(logits: Tensor, labels: Tensor, classes: list[str]) -> tuple[str, ...]:
@@ -350,7 +365,7 @@ def assigned(logits: Tensor, labels: Tensor, classes: list[str]) -> tuple[str, .
 
     As published, unless what the first half says is clearly better on the second.
     """
-    labels, half = labels[: len(logits)], len(logits) // 2
+    half = len(logits) // 2
     tried = meanings(logits[:half], labels[:half], classes)
     published, as_tried = (
         correct(logits[half:], labels[half:], classes, names) for names in (tuple(classes), tried)
@@ -369,7 +384,7 @@ def meanings(logits: Tensor, labels: Tensor, classes: list[str]) -> tuple[str, .
 def correct(logits: Tensor, labels: Tensor, classes: list[str], meaning: tuple[str, ...]) -> Tensor:
     """Is each answer right, if the outputs mean these classes? Boolean [N]."""
     label_of = torch.tensor([classes.index(name) for name in meaning])
-    return label_of[logits.argmax(1)] == labels[: len(logits)]
+    return label_of[logits.argmax(1)] == labels
 
 
 def clearly_better(one: Tensor, other: Tensor) -> bool:

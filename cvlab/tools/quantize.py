@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from cvlab.data import ImageData, Split
+from cvlab.data import ImageData
 from cvlab.lessons.int8.ladder import FLOAT, in_memory, side_by_side, stacked
-from cvlab.lessons.int8.quantize import QuantizeError, Source
+from cvlab.lessons.int8.quantize import Source
 from cvlab.lessons.int8.shrink import Found, search
 from cvlab.paths import replace_atomically
-from cvlab.tools.examine import Examined, examine
+from cvlab.tools.examine import BATCH, Examined, examine, whole
 
 CALIBRATION = 256  # training images
 
@@ -78,38 +78,23 @@ def shrink(
     known = examine(file, data, folder, stated)
     for what in ("made readable", "fed", "classes", "right"):
         print(f"{what}: {known.about[what]}")
-    model, size = known.model, known.model.batch_size(25)
-    if size != 25:
+    model, size = known.model, known.model.batch_size(BATCH)
+    if size != BATCH:
         print(f"note: {file.name} takes {size} images at a time; what is left over is not used.")
     view = unseen(known)
     train = view.train.take(max(CALIBRATION, size))
-    source = Source(model, stacked(_whole(view, train, size)), folder)
-    val = in_memory(_whole(view, view.val, size))
+    source = Source(model, stacked(whole(model, view, train)), folder)
+    val = in_memory(whole(model, view, view.val))
     found = search(source, val, max_drop, target=target, what="search")
     replace_atomically(partial(shutil.copy, found.model.path), out)
     models = {FLOAT: model, out.name: found.model}
     threads, batch = torch.get_num_threads(), val[0][0].numpy()
-    table = side_by_side(models, _whole(view, view.test, size), batch, threads)
+    table = side_by_side(models, whole(model, view, view.test), batch, threads)
     columns = ["accuracy", "low", "high", "n", "agreement", "drop_pp", "drop_low", "drop_high"]
     table = table[[*columns, "size_mb", "latency_ms", "throughput", "speedup"]]
     if (at_once := model.batch_size(1)) > 1:
         table = table.rename(columns={"latency_ms": f"ms_for_{at_once}"})
     return Shrunk(found, table, max_drop)
-
-
-def _whole(view: ImageData, part: Split, size: int):
-    """Batches of a part, without what a model of a fixed batch cannot take.
-
-    Raises:
-        QuantizeError: not one batch is left.
-    """
-    n = len(part) - len(part) % size if size != 25 else len(part)
-    if n == 0:
-        raise QuantizeError(
-            f"The model takes {size} images at a time, and there are {len(part)}. Export it with a "
-            "smaller batch, or one of any size."
-        )
-    return view.batches(part.take(n), size)
 
 
 def unseen(known: Examined) -> ImageData:
@@ -119,10 +104,9 @@ def unseen(known: Examined) -> ImageData:
     """
     view, model = known.view, known.model
     test = [view.test.select(torch.arange(half, len(view.test), 2).numpy()) for half in (0, 1)]
-    size = model.batch_size(25)
     rights = []
     for part in (view.val, test[0]):
-        logits, labels = model.predict(_whole(view, part, size))
+        logits, labels = model.predict(whole(model, view, part))
         rights.append((logits.argmax(1) == labels).double())
     seen, new = (right.mean().item() for right in rights)
     error = sum(right.var().item() / len(right) for right in rights) ** 0.5
