@@ -26,6 +26,24 @@ class ClaimsFailed(AssertionError):
     """The notebook's own conclusions do not hold on this run."""
 
 
+@dataclass(frozen=True)
+class Guess:
+    """What the reader expected, see `Run.guess`."""
+
+    value: float | None
+
+    def score(self, measured: float, unit: str = "") -> None:
+        """Print the guess beside what was measured, in the same unit."""
+        told = f"Measured: {measured:.3g}{unit}."
+        if self.value is None:
+            print(f"{told} You made no guess.")
+        elif min(self.value, measured) <= 0 or unit in (" %", " points"):
+            print(f"{told} Your guess: {self.value:g}{unit}, {self.value - measured:+.2g} off.")
+        else:
+            ratio = max(self.value / measured, measured / self.value)
+            print(f"{told} Your guess: {self.value:g}{unit}, off by a factor of {ratio:.2g}.")
+
+
 @dataclass
 class Run:
     """What `start` returns. `knobs` holds the notebook's budget, one attribute a knob."""
@@ -102,11 +120,28 @@ class Run:
 
         The outcome is printed and stored for the report; a wrong answer stops nothing.
         """
+        self._judge(answer)
+
+    def use(self, answer: Callable, ours: Callable) -> Callable:
+        """`check`, where the next cells need the answer: it if it is right, else `ours`."""
+        if self._judge(answer) == "solved":
+            return answer
+        print("  The cells below use our own.")
+        return ours
+
+    def _judge(self, answer: Callable) -> str:
         from cvlab.exercises import judge
 
         outcome, said = judge.judge(answer)
         print(f"{OUTCOMES[outcome]} {answer.__name__}: {said}")
         records.store({"exercise": answer.__name__, "outcome": outcome, "said": said})
+        return outcome
+
+    def guess(self, question: str, value: float | None) -> "Guess":
+        """Take the reader's guess before the answer is measured; None is no guess."""
+        yours = "None yet: put a number in its place" if value is None else f"{value:g}"
+        print(f"{question} Your guess: {yours}.")
+        return Guess(value)
 
     def show(self, figure, what: str) -> None:
         """Show a figure and save it as `<notebook's number>_<what>.png` in the output folder.

@@ -144,3 +144,30 @@ def test_torchvision_imports_beside_this_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "3"
+
+
+@pytest.mark.parametrize(
+    ("value", "measured", "unit", "told"),
+    [
+        (None, 2.9, " times", "You made no guess"),
+        (18, 3, " times", "off by a factor of 6"),
+        (1, 3, " times", "off by a factor of 3"),
+        (80, 77.5, " %", "+2.5 off"),
+        (-1, 2.0, " ms", "-3 off"),
+    ],
+)
+def test_a_guess_is_scored_against_the_measurement(run, capsys, value, measured, unit, told):
+    run.guess("How many times faster?", value).score(measured, unit)
+    assert told in capsys.readouterr().out
+
+
+def test_the_cells_below_use_the_learners_function_only_where_it_is_right(run):
+    def interval(right, n):
+        return 0.0, 1.0
+
+    assert run.use(interval, ours=len) is len
+
+    def output_size(size, kernel, stride, padding):
+        return (size + 2 * padding - kernel) // stride + 1
+
+    assert run.use(output_size, ours=len) is output_size
