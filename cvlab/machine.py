@@ -50,6 +50,8 @@ GENERATIONS = {  # family and models, as in Linux's intel-family.h and amd.c
 NUMBERS = ("cpu family", "model", "stepping")  # in /proc/cpuinfo, of x86; then those of Arm
 NUMBERS += ("CPU implementer", "CPU part", "CPU variant", "CPU revision")
 
+WITH_AMX = ("Sapphire Rapids", "Emerald Rapids", "Granite Rapids")
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -119,6 +121,8 @@ def describe(brand: str, told: Mapping[str, str], processor: str = "") -> str:
         numbers, family, model = found[0], int(found[1]), int(found[2])
         fits = (name for name, (of, models) in GENERATIONS.items() if of == family)
         generation = next((name for name in fits if model in GENERATIONS[name][1]), "")
+        if "amx_tile" in told.get("flags", "").split() and generation not in WITH_AMX:
+            generation = ""  # a virtual machine's numbers can be those of another CPU
     virtual = "" if "hypervisor" in told.get("flags", "").split() else "not "
     known = [generation, numbers, _clock(told), f"{virtual}virtual" if "flags" in told else ""]
     about = ", ".join(text for text in known if text)

@@ -72,6 +72,14 @@ def test_two_models_of_one_generation_are_not_mixed_up():
     assert len(set(every)) == len(every)
 
 
+def test_a_masked_model_number_is_not_believed():
+    """A virtual machine with AMX called itself Rocket Lake, which has none."""
+    told = {"cpu family": "6", "model": "167", "stepping": "1", "flags": "avx2 hypervisor"}
+    assert "Rocket Lake" in machine.describe("Intel", told)
+    told["flags"] += " amx_tile"
+    assert "Rocket Lake" not in machine.describe("Intel", told)
+
+
 def test_the_name_holds_all_that_decides_speed():
     """Two machines with one name would be averaged."""
     found = machine.hardware()

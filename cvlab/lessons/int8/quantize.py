@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 from onnxruntime import quantization as ort_quantization
-from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnxruntime.quantization import CalibrationMethod, QuantType, quant_utils
 from torch import Tensor
 
 from cvlab import runtime
@@ -185,7 +185,7 @@ class Source:
                     file,
                     per_channel=recipe.per_channel,
                     nodes_to_exclude=exclude,
-                    # its operator, ConvInteger, has no kernel for int8 weights
+                    # its default, int8, has no zero point, loses more, and can saturate
                     weight_type=QuantType.QUInt8,
                 )
             else:
@@ -308,6 +308,18 @@ def output_axis(node: onnx.NodeProto) -> int:
     """The axis of a node's weight that counts its outputs."""
     transposed = any(a.name == "transB" and a.i for a in node.attribute)
     return 0 if node.op_type == "Conv" or transposed else 1
+
+
+def ruler(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point of uint8 for values from `low` to `high`, as ONNX Runtime takes them."""
+    ends = np.uint8(0), np.uint8(255)
+    zero, scale = quant_utils.compute_scale_zp(np.float32(low), np.float32(high), *ends)
+    return float(scale), int(zero)
+
+
+def to_uint8(x: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+    """Float numbers as integers of 8 bits; what lies outside of the ruler becomes its end."""
+    return np.clip(np.round(x / scale) + zero_point, 0, 255).astype(np.uint8)
 
 
 def quantize_weight(weight: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
