@@ -48,6 +48,37 @@ def test_what_is_known_is_a_point_of_its_space(name):
     assert tune.KNOWN_KNOBS[name].items() <= vars(training).items()
 
 
+def test_the_ledger_has_a_sign_and_adds_what_was_paid(drawn, tmp_path, monkeypatch):
+    """A search whose winner is behind the known setting alone is a negative row."""
+    monkeypatch.setenv("CVLAB_OUT", str(tmp_path))
+    run = start("07_capstone", "smoke", "synthetic")
+    net, history = capstone.train("SmallCNN", KNOWN, 0.7, drawn.take(n_train=300), run, "known")
+    assert len(history.epoch_rows) == 2  # two thirds of a pass are in 0.7
+    assert capstone.costs({"known": history}).loc["known", "passes"] == pytest.approx(2 / 3)
+    torch.manual_seed(1)
+    networks = {"known": net, "new": SmallCNN(10)}
+    points, low, high = capstone.ahead(networks, "known", drawn)[0].loc["new"]
+    assert low < points < high
+    back, _ = capstone.ahead(networks, "new", drawn)
+    assert back.loc["known"].tolist() == pytest.approx([-points, -high, -low])
+    stages = pd.DataFrame(
+        {"drop_pp": [0.0, 0.3], "drop_low": [-0.1, 0.1], "drop_high": [0.1, 0.5]},
+        index=["ONNX Runtime", "INT8"],
+    ).assign(latency_ms=0.2, size_mb=1.0)
+    paid = {"training": (9, 3), "search": (11, 5), "export": (1, 0), "INT8": (2, 0)}
+    table = capstone.ledger(paid, {"training": (70,) * 3, "search": (-2, -3, -1)}, stages)
+    assert table.loc["search", ["passes", "points", "low"]].tolist() == [5, -2, -3]
+    assert table.loc["INT8", ["points", "low", "high"]].tolist() == [-0.3, -0.5, -0.1]
+
+
+def test_like_goes_with_like():
+    columns = {"latency_ms": [0.2, 0.1], "size_mb": [1.0, 0.25]}
+    stages = pd.DataFrame(columns, index=["ONNX Runtime", "INT8"])
+    columns = {"latency_ms": [10.0, 20.0], "built_mb": [40.0, 10.0]}
+    reports = pd.DataFrame(columns, index=["EfficientNet-B3", "EfficientNet-B3, INT8"])
+    assert capstone.like_for_like(stages, reports).to_numpy().tolist() == [[50, 40], [200, 40]]
+
+
 def test_a_network_of_the_zoo_sees_larger_images_than_ours(drawn):
     assert capstone.view("SmallCNN", drawn) is drawn
     seen = capstone.view("tf_efficientnet_lite0", drawn)

@@ -1,7 +1,8 @@
 """The capstone's own pieces: one budget, every stage on one table, the reports', your report."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,20 +14,24 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from optuna.trial import FixedTrial
+from torch import nn
 
 from cvlab import export, runtime, zoo
 from cvlab.data import ImageData
 from cvlab.lessons.engines import calls
 from cvlab.lessons.int8.ladder import comparison, megabytes
 from cvlab.lessons.search import tune
+from cvlab.metrics import paired_drop
 from cvlab.models import MODELS
-from cvlab.paths import store_text
+from cvlab.paths import output_folder, store_text
 from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, canvas, footnote
 from cvlab.records import in_words, interval
 from cvlab.run import Run
 from cvlab.show import interactive
-from cvlab.train import predict
+from cvlab.train import History, fit, predict
 
+PARTS = 3  # an epoch of the final is a third of a pass, so that little of the budget is left over
 SIZE = 64  # pixels a side for a network that ImageNet has trained
 
 REPORTS_SIDE = 224  # pixels a side of the images that the reports' EfficientNet-B3 saw
@@ -69,6 +74,52 @@ def finalists(
     return {"known": first} | ({"searched": best} if beaten else {}), error
 
 
+def train(
+    model: str, knobs: Mapping[str, float], passes: float, data: ImageData, run: Run, what: str
+) -> tuple[nn.Module, History]:
+    """Train the network of this name for so many passes, in whole thirds; no epoch is chosen.
+
+    `knobs` are parameters of its space; a stopped kernel goes on with the epoch after the last one.
+    """
+    torch.manual_seed(run.seed)
+    net, training = tune.SPACES[model](FixedTrial(dict(knobs)), len(data.classes))
+    epochs = max(1, int(PARTS * passes))
+    training = replace(training, epochs=epochs, parts=PARTS, seed=run.seed)
+    file = f"{model}-{training.lr:.4g}-{training.weight_decay:.4g}-{epochs}.checkpoint"
+    checkpoint = output_folder() / run.name / file
+    history = fit(net, data, training, device=run.device, checkpoint=checkpoint, what=what)
+    return net, history
+
+
+def costs(histories: Mapping[str, History]) -> pd.DataFrame:
+    """What trainings of `train` took: a row each, `seconds`, `passes`, last `val_accuracy`."""
+    rows = {
+        name: (one.seconds, len(one.epoch_rows) / PARTS, one.epoch_rows[-1]["val_accuracy"])
+        for name, one in histories.items()
+    }
+    return pd.DataFrame(rows, index=["seconds", "passes", "val_accuracy"]).T
+
+
+def ahead(
+    networks: Mapping[str, nn.Module], than: str, images: ImageData
+) -> tuple[pd.DataFrame, float]:
+    """By how many points each network is better than one of them, on the same validation images.
+
+    Returns:
+        (a row each of the others: `points`, 95 % interval `low` to `high`; that one's accuracy).
+    """
+    batches = images.batches("val", 25)
+    answers = {name: predict(net, batches, precision="fp32") for name, net in networks.items()}
+    reference, labels = answers.pop(than)
+    rows = {
+        name: [-100 * value for value in paired_drop(reference, logits, labels)]
+        for name, (logits, _) in answers.items()
+    }
+    accuracy = (reference.argmax(1) == labels).double().mean().item()
+    table = pd.DataFrame(rows, index=["points", "high", "low"]).T
+    return table[["points", "low", "high"]], accuracy
+
+
 def stages(
     net: Path,
     model: runtime.Model,
@@ -105,6 +156,33 @@ def stages(
     return comparison(answers, labels, files).join(times).rename_axis("stage")
 
 
+def race(
+    files: Mapping[str, Path], image: np.ndarray, threads: int, rounds: int, what: str
+) -> pd.DataFrame:
+    """`latency_ms` of one image, with `p10` and `p90`, of ONNX files in turns."""
+    ways = {name: partial(calls.onnx, file) for name, file in files.items()}
+    times = calls.timed(ways, image, threads, rounds=rounds, what=what)
+    return times[["latency_ms", "p10", "p90"]]
+
+
+def ledger(
+    paid: Mapping[str, Sequence[float]], bought: Mapping[str, Sequence[float]], stages: pd.DataFrame
+) -> pd.DataFrame:
+    """What each step took and what it changed; a row that made things worse is negative.
+
+    Args:
+        paid: (seconds, passes) by step.
+        bought: (points of accuracy, low, high of their 95 % interval) of steps that trained.
+        stages: see `stages`: the same of the steps that did not.
+    """
+    table = pd.DataFrame(paid, index=["seconds", "passes"]).T
+    changed = {step: list(points) for step, points in bought.items()}
+    for step, stage in {"export": "ONNX Runtime", "INT8": "INT8"}.items():
+        changed[step] = [0 - stages.loc[stage, end] for end in ("drop_pp", "drop_high", "drop_low")]
+        table.loc[step, ["latency_ms", "size_mb"]] = stages.loc[stage, ["latency_ms", "size_mb"]]
+    return table.join(pd.DataFrame(changed, index=["points", "low", "high"]).T)
+
+
 def reports() -> pd.DataFrame:
     """What the student reports stated: a row each, `accuracy`, its interval `low` to `high` where
     they say how many images `n` it is of, `size_mb`, `conditions`.
@@ -134,10 +212,19 @@ def reports_speed(folder: Path, threads: int, *, rounds: int = 12) -> pd.DataFra
         quantize_dynamic(model, int8, weight_type=QuantType.QUInt8)
     files = {"EfficientNet-B3": model, "EfficientNet-B3, INT8": int8}
     image = np.random.default_rng(0).normal(size=(1, *side)).astype(np.float32)
-    ways = {name: partial(calls.onnx, file) for name, file in files.items()}
-    times = calls.timed(ways, image, threads, rounds=rounds, what="the reports' network")
-    built = [megabytes(file) for file in files.values()]
-    return times[["latency_ms", "p10", "p90"]].assign(built_mb=built)
+    times = race(files, image, threads, rounds, "the reports' network")
+    return times.assign(built_mb=[megabytes(file) for file in files.values()])
+
+
+def like_for_like(stages: pd.DataFrame, reports: pd.DataFrame) -> pd.DataFrame:
+    """How many times our milliseconds and bytes the reports' network takes, in the same numbers."""
+    pairs = {"fp32": ("EfficientNet-B3", "ONNX Runtime")}
+    pairs["INT8, theirs dynamic, ours static"] = ("EfficientNet-B3, INT8", "INT8")
+    columns = ["latency_ms", "built_mb"]
+    ours = stages.rename(columns={"size_mb": "built_mb"})
+    return pd.DataFrame(
+        {kind: reports.loc[a, columns] / ours.loc[b, columns] for kind, (a, b) in pairs.items()}
+    ).T.set_axis(["times the ms", "times the MB"], axis=1)
 
 
 def write_report(run: Run, words: str, picture: str, folder: Path) -> str:

@@ -62,6 +62,9 @@ def expected() -> dict[Path, str]:
     return files | {root / "README.md": readme}
 
 
+COLUMNS = ("usual", "rival", "ours")  # of README's table of peers
+
+
 def headlines(found: Mapping[str, list[dict]], wanted: Sequence[Mapping]) -> str:
     """README's table of results, from the records of each notebook, and which machines' they are.
 
@@ -122,13 +125,18 @@ def _measured_on(found: Mapping[str, list[dict]], wanted: Sequence[Mapping], key
 
 
 def peers(measured: Mapping[str, Any], wanted: Sequence[Mapping]) -> str:
-    """README's table of our ways beside the usual ones, a row each of `bench.json`'s tables."""
+    """README's table of our ways beside the usual ones, a row each of `bench.json`'s tables.
+
+    A `rival` is the strongest other way of that table.
+    """
     rows = []
     for one in wanted:
         ways = {row["way"]: digits(row[one["column"]]) for row in measured[one["table"]]}
-        usual, ours = (f"{ways[one[k]]} {one['unit']} ({one[k]})" for k in ("usual", "ours"))
-        rows.append((one["what"], usual, ours))
-    return f"{_table(('', 'usual', 'ours'), rows)}\n\nMeasured on {measured['cpu']}."
+        shown = {k: one[k] for k in COLUMNS if k in one}
+        told = {k: f"{ways[way]} {one['unit']} ({way})" for k, way in shown.items()}
+        rows.append((one["what"], *(told.get(k, "none measured") for k in COLUMNS)))
+    table = _table(("", "usual default", "strongest rival", "ours"), rows)
+    return f"{table}\n\nMeasured on {measured['cpu']}."
 
 
 def bench(stored: Mapping[str, Any]) -> str:
