@@ -1,10 +1,14 @@
 """A learner's answer: asked for, and compared with a reference, by the checks."""
 
+import random
 import traceback
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+
+SEED = ContextVar("SEED", default=0)  # of a check's random inputs, see `cases`
 
 
 class Wrong(Exception):
@@ -24,6 +28,8 @@ def ask(answer: Callable, *arguments: Any) -> Any:
     """
     try:
         result = answer(*arguments)
+    except Wrong:  # of an answer that lives in another process: it says so itself
+        raise
     except Exception as error:  # whatever a learner's code may raise
         own = [f for f in traceback.extract_tb(error.__traceback__) if f.name == answer.__name__]
         where = f" in `{own[-1].line}`" if own and own[-1].line else ""
@@ -31,6 +37,12 @@ def ask(answer: Callable, *arguments: Any) -> Any:
     if result is None:
         raise NotAttempted
     return result
+
+
+def cases(known: list, draw: Callable[[random.Random], Any], more: int = 4) -> list:
+    """The known cases of a check; with a seed other than 0 also some that no learner has seen."""
+    chance = random.Random(SEED.get())
+    return known + [draw(chance) for _ in range(more if SEED.get() else 0)]
 
 
 def several(result: Any, count: int) -> tuple:

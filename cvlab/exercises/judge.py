@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from cvlab.exercises import deployment, networks
-from cvlab.exercises.answers import NotAttempted, Wrong
+from cvlab.exercises.answers import SEED, NotAttempted, Wrong
 
 CHECKS: dict[str, Callable[[Callable], str]] = {
     check.__name__: check
@@ -27,11 +27,12 @@ CHECKS: dict[str, Callable[[Callable], str]] = {
 TO_DO = "not attempted, it returns nothing. Put your code in place of `...`, run the cell again."
 
 
-def judge(answer: Callable) -> tuple[str, str]:
+def judge(answer: Callable, seed: int = 0) -> tuple[str, str]:
     """Check a learner's function, named as its exercise: the outcome, and what to say.
 
     The outcome is one of `cvlab.records.OUTCOMES`. torch's random numbers stay as they were,
-    so that an exercise changes nothing in the cells after it.
+    so that an exercise changes nothing in the cells after it. Any other seed than a notebook's 0
+    asks also for inputs that no notebook has shown.
 
     Raises:
         ValueError: there is no exercise of that name.
@@ -41,7 +42,7 @@ def judge(answer: Callable) -> tuple[str, str]:
         raise ValueError(
             f"There is no exercise {name!r}; keep the stub's name, one of {[*CHECKS]}."
         )
-    random_state = torch.get_rng_state()
+    random_state, before = torch.get_rng_state(), SEED.set(seed)
     try:
         return "solved", CHECKS[name](answer)
     except NotAttempted:
@@ -50,3 +51,4 @@ def judge(answer: Callable) -> tuple[str, str]:
         return "wrong", str(wrong)
     finally:
         torch.set_rng_state(random_state)
+        SEED.reset(before)
