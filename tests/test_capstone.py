@@ -66,7 +66,7 @@ def test_the_ledger_has_a_sign_and_adds_what_was_paid(drawn, tmp_path, monkeypat
         index=["ONNX Runtime", "INT8"],
     ).assign(latency_ms=0.2, size_mb=1.0)
     paid = {"training": (9, 3), "search": (11, 5), "export": (1, 0), "INT8": (2, 0)}
-    table = capstone.ledger(paid, {"training": (70,) * 3, "search": (-2, -3, -1)}, stages)
+    table = capstone.ledger(paid, {"training": [70], "search": (-2, -3, -1)}, stages)
     assert table.loc["search", ["passes", "points", "low"]].tolist() == [5, -2, -3]
     assert table.loc["INT8", ["points", "low", "high"]].tolist() == [-0.3, -0.5, -0.1]
 

@@ -31,6 +31,7 @@ from cvlab.run import Run
 from cvlab.show import interactive
 from cvlab.train import History, fit, predict
 
+ENDS = ("points", "low", "high")
 PARTS = 3  # an epoch of the final is a third of a pass, so that little of the budget is left over
 SIZE = 64  # pixels a side for a network that ImageNet has trained
 
@@ -172,15 +173,17 @@ def ledger(
 
     Args:
         paid: (seconds, passes) by step.
-        bought: (points of accuracy, low, high of their 95 % interval) of steps that trained.
+        bought: points of accuracy of steps that trained, with their 95 % interval if there is one.
         stages: see `stages`: the same of the steps that did not.
     """
-    table = pd.DataFrame(paid, index=["seconds", "passes"]).T
-    changed = {step: list(points) for step, points in bought.items()}
+    changed = {step: dict(zip(ENDS, points, strict=False)) for step, points in bought.items()}
     for step, stage in {"export": "ONNX Runtime", "INT8": "INT8"}.items():
-        changed[step] = [0 - stages.loc[stage, end] for end in ("drop_pp", "drop_high", "drop_low")]
-        table.loc[step, ["latency_ms", "size_mb"]] = stages.loc[stage, ["latency_ms", "size_mb"]]
-    return table.join(pd.DataFrame(changed, index=["points", "low", "high"]).T)
+        row = stages.loc[stage]
+        ends = zip(ENDS, row[["drop_pp", "drop_high", "drop_low"]], strict=True)
+        changed[step] = {end: 0 - value for end, value in ends}
+        changed[step] |= row[["latency_ms", "size_mb"]].to_dict()
+    table = pd.DataFrame(paid, index=["seconds", "passes"]).T
+    return table.join(pd.DataFrame(changed).T).astype(float)
 
 
 def reports() -> pd.DataFrame:
