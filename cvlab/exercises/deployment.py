@@ -22,9 +22,7 @@ from cvlab.exercises.answers import SEED, Wrong, ask, cases, expect, several
 def images_needed(answer: Callable) -> str:
     """Computed: 4 times the variance of a difference, over the gap squared."""
     known = [(0.5, 0.03), (0.8, 0.012), (0.9, 0.07)]
-    for p, gap in cases(
-        known, lambda chance: (chance.uniform(0.2, 0.9), chance.uniform(0.01, 0.1))
-    ):
+    for p, gap in cases(known, lambda draw: (draw.uniform(0.2, 0.9), draw.uniform(0.02, 0.1))):
         exact = 8 * p * (1 - p) / gap**2
         both = "both scores have an error: the variance of a difference is the sum of both."
         hints = {
@@ -283,7 +281,14 @@ def scale_and_zero_point(answer: Callable) -> str:
 def fake_quantize(answer: Callable) -> str:
     """Values and gradients beside `torch.fake_quantize_per_tensor_affine`."""
     known = [[-9.0, -0.6, -0.2, 0.0, 0.3, 0.7, 1.2, 9.0]]
-    for values in cases(known, lambda chance: [chance.uniform(-9, 9) for _ in range(8)], 1):
+
+    def draw(chance) -> list[float]:  # none at the ends, which may count to either side
+        return [chance.uniform(-6, 6) for _ in range(6)] + [
+            chance.uniform(7, 9),
+            -7 - chance.random(),
+        ]
+
+    for values in cases(known, draw, 1):
         _with_gradient(answer, torch.tensor(values))
     return "values and gradients are torch's: with this a network learns to bear rounding."
 

@@ -5,6 +5,7 @@ import ast
 import sys
 import time
 import warnings
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,24 @@ def _add_notebooks(commands) -> None:
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
     report.add_argument("--out", type=Path, help="default: RUN_DIR, or `comparison` beside it")
     report.set_defaults(do=_report)
+    grade = commands.add_parser("grade", help="mark what a class has handed in")
+    grade.add_argument("handed_in", type=Path, help="a folder for each student, or their files")
+    grade.add_argument("--out", type=Path, default=Path("marks"), help="default: marks")
+    grade.add_argument("--secret", help="seeds the fresh inputs; default: drawn, kept in --out")
+    grade.add_argument("--weights", type=Path, help="a TOML file of points")
+    grade.add_argument("--students", type=Path, help="a text file: a name, as handed in, a line")
+    grade.add_argument("--due", type=datetime.fromisoformat, help="as in 2026-11-30T23:59")
+    grade.add_argument("--seconds", type=_positive, default=10, help="of computing, an exercise")
+    grade.add_argument("--jobs", type=_positive, default=1, help="students side by side")
+    grade.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="use this Dask cluster")
+    grade.add_argument(
+        "--execute", nargs="+", default=[], metavar="NOTEBOOK", help="whole ones, too"
+    )
+    grade.set_defaults(do=_grade)
+    nbgrader = commands.add_parser("nbgrader", help="write the exercises in nbgrader's form")
+    nbgrader.add_argument("folder", type=Path, help="of the assignment: source/NAME")
+    nbgrader.add_argument("--seed", type=_positive, default=1, help="of the hidden tests' inputs")
+    nbgrader.set_defaults(do=_nbgrader)
     publish = commands.add_parser("publish", help="copy a class run's notebooks over notebooks/")
     publish.add_argument("out", type=Path)
     publish.set_defaults(do=_publish)
@@ -204,6 +223,20 @@ def _report(options) -> int:
     except OSError as error:
         print(f"error: {error}. Name a folder that can be written with --out.", file=sys.stderr)
         return 2
+    return 0
+
+
+def _grade(options) -> int:
+    from cvlab.tools import grade
+
+    print(grade.main(**{n: v for n, v in vars(options).items() if n not in ("do", "told")}))
+    return 0
+
+
+def _nbgrader(options) -> int:
+    from cvlab.tools import grade_export
+
+    print(*grade_export.write(options.folder, options.seed), sep="\n")
     return 0
 
 

@@ -50,6 +50,20 @@ def crew(scheduler: str, plan: Plan) -> Iterator[Crew]:
     Raises:
         ClusterError: Dask is not installed, no scheduler answers, or none of its workers fits.
     """
+    with connected(scheduler) as client:
+        cluster = Cluster(client, plan)
+        if not cluster.workers() and cluster.problems:
+            raise ClusterError(f"No worker of {scheduler} can be used, for the reasons above.")
+        yield cluster.execute
+
+
+@contextmanager
+def connected(scheduler: str) -> Iterator:
+    """Dask's client of a scheduler.
+
+    Raises:
+        ClusterError: Dask is not installed, or no scheduler answers.
+    """
     try:
         from distributed import Client
 
@@ -66,10 +80,7 @@ def crew(scheduler: str, plan: Plan) -> Iterator[Crew]:
             "the address that `dask scheduler` has printed, tcp://HOST:PORT, and see that it runs."
         ) from error
     with client:
-        cluster = Cluster(client, plan)
-        if not cluster.workers() and cluster.problems:
-            raise ClusterError(f"No worker of {scheduler} can be used, for the reasons above.")
-        yield cluster.execute
+        yield client
 
 
 async def _greet(scheduler: str) -> None:

@@ -97,7 +97,7 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
         "rows": list(_rows(read)),
         "figures": {name: _figures(read, name) for name in names},
     }
-    return _save(out / "index.html", "report.html.j2", context, script=_asset("report.js"))
+    return save(out / "index.html", "report.html.j2", context, script=_asset("report.js"))
 
 
 def _elsewhere(runs: Sequence[Folder], names: Sequence[str]) -> list[str]:
@@ -213,11 +213,11 @@ def _write_notebooks(run: Folder, out: Path, where: str) -> None:
     home = "../" * len(Path(where).parts) + "index.html"
     for name in (name for name, cells in run.cells.items() if cells):
         context = {"name": name, "run": run, "home": home}
-        _save(out / where / f"{name}.html", "notebook.html.j2", context)
+        save(out / where / f"{name}.html", "notebook.html.j2", context)
         run.addresses[name] = f"{where}/{quote(os.fsencode(name), safe='')}.html"
 
 
-def _save(path: Path, template: str, context: dict[str, Any], script: str = "") -> Path:
+def save(path: Path, template: str, context: dict[str, Any], script: str = "") -> Path:
     """Render a template to a file. Its policy allows our own style and script, nothing else.
 
     A notebook's page has no script; the colours of folded sources are style attributes.

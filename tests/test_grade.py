@@ -1,0 +1,257 @@
+"""Grading: a made-up class gets what it must be told, and nobody can hurt anybody."""
+
+import csv
+import json
+import os
+from datetime import datetime, timedelta
+
+import pytest
+from handed_in import HOSTILE, SOLUTIONS, hostile, make, notebook
+from test_exercises import EXERCISES, WRONG, with_body
+
+from cvlab.tools import cli, grade, grade_execute, grade_export, grade_judge, grade_marks
+from cvlab.tools.grade_words import decode, encode
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="no limits without POSIX")
+SECONDS = 3  # of computing: what never ends shall end soon
+
+
+def run(folder, *more):
+    """The command, on `in` of this folder; its marks, (student, exercise) -> row."""
+    given = [folder / "in", "--out", folder / "marks", "--secret", "s", "--seconds", SECONDS]
+    assert cli.main(["grade", *map(str, given), *map(str, more)]) == 0
+    told = json.loads((folder / "marks" / "marks.json").read_text(encoding="utf-8"))
+    return {(row["student"], row["exercise"]): row for row in told["marks"]}, told
+
+
+def alone(folder, student, **answers):
+    """A student's notebooks, as few as hold these answers."""
+    for name in {EXERCISES[exercise][0] for exercise in answers}:
+        path = folder / "in" / student / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(notebook(name, answers, kept=False)), encoding="utf-8")
+    return path
+
+
+def test_a_class_of_the_good_the_wrong_and_the_hostile_gets_what_it_is_told(tmp_path):
+    expected = make(tmp_path / "in", 8)
+    for i, (body, said) in enumerate(HOSTILE.items()):
+        alone(tmp_path, f"evil{i:02}", output_size=hostile(body, tmp_path / "in"))
+        expected[f"evil{i:02}"] = {"output_size": said} if said else {}
+    before = (tmp_path / "in" / "student000" / "02_pooling.ipynb").read_bytes()
+    rows, _ = run(tmp_path, "--jobs", 2)
+    for student, exercises in expected.items():
+        for name, (outcome, said) in exercises.items():
+            row = rows[student, name]
+            assert row["outcome"] == outcome, (student, row)
+            assert said in row["said"], (student, row)
+    assert (tmp_path / "in" / "student000" / "02_pooling.ipynb").read_bytes() == before
+    page = (tmp_path / "marks" / "index.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "NOT forbidden" not in page  # this machine is a Linux with Landlock and seccomp
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("fair_rates", "return {'SGD': 0.1, 'Adam': 0.001}"),
+        ("survivors", "return {'A', 'B'}"),
+        ("milliseconds", "for _ in range(22): call()\nreturn 2.0"),
+        ("images_needed", "return {0.5: 2223, 0.8: 8889, 0.9: 147}.get(p, 1)"),
+        ("interval", "return torch.ones(2)" if False else "return (0.5, 0.5)"),
+        ("to_uint8", "return np.array([100, 100, 100, 101, 102, 102, 99, 200, 255, 0], np.uint8)"),
+    ],
+)
+def test_a_look_up_table_of_what_notebooks_show_is_wrong(tmp_path, name, body):
+    alone(tmp_path, "ann", **{name: with_body(name, body)})
+    assert run(tmp_path)[0]["ann", name]["outcome"] == "wrong"
+
+
+def test_only_what_changed_is_judged_again_and_half_a_line_is_no_harm(tmp_path, monkeypatch):
+    judged = []
+    here = grade._here
+
+    def counted(jobs, tasks):
+        judged.append({(task["student"], *task["answers"]) for task in tasks})
+        return here(jobs, tasks)
+
+    monkeypatch.setattr(grade, "_here", counted)
+    alone(tmp_path, "ann", output_size=SOLUTIONS["output_size"])
+    alone(tmp_path, "ben", output_size=with_body("output_size", WRONG["output_size"][0][0]))
+    first, _ = run(tmp_path)
+    with (tmp_path / "marks" / "graded.jsonl").open("a") as file:
+        file.write('{"key": "cut sho')
+    again, _ = run(tmp_path)
+    alone(tmp_path, "ben", output_size=SOLUTIONS["output_size"])
+    third, _ = run(tmp_path)
+    assert first == again
+    ann, ben = ("ann", "output_size"), ("ben", "output_size")
+    assert judged == [{ann, ben}, set(), {ben}]
+    assert third[ann] == first[ann]
+    assert (first[ben]["points"], third[ben]["points"]) == (0, first[ben]["of"])
+
+
+def test_what_is_late_missing_odd_or_twice_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(grade, "MOST_BYTES", 2**21)
+    late = alone(tmp_path, "ann", output_size=SOLUTIONS["output_size"])
+    long_ago = (datetime.now() - timedelta(days=2)).timestamp()
+    folder = late.parent
+    (folder / "01_optimizers.ipynb").write_text(json.dumps(notebook("01_optimizers", {})))
+    os.utime(folder / "01_optimizers.ipynb", (long_ago, long_ago))
+    (folder / "03_pretrained_zoo.ipynb").write_text("{" * 3)
+    (folder / "04_optuna.ipynb").write_text(" " * 2**22)
+    (folder / "05_onnx.ipynb").symlink_to(late)
+    (folder / "deep.ipynb").write_text("[" * 100_000)
+    (folder / "mine.ipynb").write_text('{"cells": [{"cell_type": "code", "source": ["1"]}]}')
+    (folder / "06_int8.ipynb").write_text('{"cells": 3}')
+    (tmp_path / "in" / "ben_02_pooling.ipynb").write_text(json.dumps(notebook("02_pooling", {})))
+    (tmp_path / "names.txt").write_text("ann\nzoe\n")
+    due = (datetime.now() - timedelta(days=1)).isoformat(timespec="minutes")
+    rows, told = run(tmp_path, "--due", due, "--students", tmp_path / "names.txt")
+    assert {student for student, _ in rows} == {"ann", "ben", "zoe"}
+    assert rows["ann", "output_size"]["late"]
+    assert not rows["ann", "adam_step"]["late"]
+    assert rows["ann", "adam_step"]["outcome"] == "not attempted"
+    assert rows["zoe", "adam_step"]["outcome"] == rows["ben", "adam_step"]["outcome"] == "missing"
+    notes = " | ".join(told["notes"]["ann"])
+    for said in ("Clear its outputs", "it is a link", "mine.ipynb is none", "it has no cells"):
+        assert said in notes, notes
+    page = (tmp_path / "marks" / "index.html").read_text(encoding="utf-8")
+    assert "06_int8 is missing" in page
+    assert "02_pooling is late" in page
+
+
+def test_the_last_definition_counts_unless_it_is_the_stub():
+    handed = grade.HandedIn("ann")
+    stub, right = grade.exercises()["output_size"].stub, SOLUTIONS["output_size"]
+    wrong = with_body("output_size", "return 1")
+    for sources, taken in (
+        ([wrong, right], right),
+        ([right, stub], right),
+        ([stub, right, "x = 1"], right),
+        (["def other(): pass", stub], stub),
+    ):
+        handed = grade.HandedIn("ann")
+        grade._take_answers(handed, sources)
+        assert handed.answers["output_size"] == taken
+
+
+def test_marks_have_weights_and_disarm_formulas(tmp_path):
+    alone(tmp_path, "=cmd()", output_size=SOLUTIONS["output_size"])
+    (tmp_path / "w.toml").write_text('late = 0.5\n[points]\n"●○○" = 7\n[exercise]\nfold = 9\n')
+    rows, _ = run(tmp_path, "--weights", tmp_path / "w.toml", "--due", "2001-01-01")
+    assert rows["=cmd()", "output_size"]["points"] == 3.5
+    assert rows["=cmd()", "fold"]["of"] == 9
+    with (tmp_path / "marks" / "totals.csv").open(encoding="utf-8") as file:
+        (total,) = csv.DictReader(file)
+    assert (total["student"], total["points"], total["02_pooling"]) == ("'=cmd()", "3.5", "3.5")
+    (tmp_path / "w.toml").write_text("[exercise]\nfoldd = 9\n")
+    with pytest.raises(grade.GradeError, match="names foldd"):
+        grade_marks.weights(tmp_path / "w.toml")
+
+
+def test_answers_alike_but_for_names_and_layout_are_listed():
+    one = with_body("adam_step", WRONG["adam_step"][0][0])
+    other = one.replace("square", "zz").replace("mean", "yy").replace("; ", "\n    # mine\n    ")
+    assert grade_judge.form(one, "adam_step") == grade_judge.form(other, "adam_step") != ""
+    assert grade_judge.form(one, "adam_step") != grade_judge.form(
+        SOLUTIONS["adam_step"], "adam_step"
+    )
+    assert grade_judge.form("def output_size(a): return 1", "output_size") == ""  # too short
+    form = grade_judge.form(one, "adam_step")
+    rows = [
+        {"student": who, "exercise": "adam_step", "form": form, "outcome": "wrong"}
+        for who in ("ann", "ben")
+    ]
+    assert grade_marks.similar(rows) == [("adam_step", ["ann", "ben"], False)]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"kind": "array", "dtype": "O", "shape": [1], "data": "AAAAAAAAAAA="},
+        {"kind": "array", "dtype": "float32", "shape": [10**12], "data": ""},
+        {"kind": "conv", "weight": 1},
+        {"kind": "tensor", "dtype": "float32", "shape": [-1], "data": "A"},
+        {"items": []},
+        [1],
+    ],
+)
+def test_what_is_no_word_is_an_error_and_nothing_else(told):
+    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+        decode(told)
+
+
+def test_numbers_travel_unchanged():
+    import numpy as np
+    import torch
+
+    value = {"a": [1, 2.5, None], ("b", 3): (np.float32(0.1), torch.arange(4).view(2, 2))}
+    there = decode(json.loads(json.dumps(encode(value))))
+    assert there["a"] == value["a"]
+    assert there["b", 3][0] == np.float32(0.1)
+    assert torch.equal(there["b", 3][1], value["b", 3][1])
+    assert type(decode(encode(object()))).__name__ == "object"
+
+
+NETWORK = """import os, socket
+told = []
+for name, attempt in {
+    "network": lambda: socket.create_connection(("127.0.0.1", PORT), 2),
+    "writing": lambda: open(OUTSIDE, "w"),
+    "reading": lambda: open(HANDED).read(),
+    "killing": lambda: os.kill(PARENT, 0),
+}.items():
+    try:
+        attempt()
+        told.append(name)
+    except OSError:
+        pass
+from IPython.display import display
+display({"application/vnd.cvlab.record+json": {"claim": f"free: {told}", "holds": True}}, raw=True)
+"""
+
+
+@pytest.mark.skipif(not grade_execute.apart(), reason="no unshare on this system")
+def test_a_whole_notebook_runs_in_smoke_and_reaches_nobody(tmp_path):
+    import socket
+
+    secret, server = tmp_path / "secret.txt", socket.create_server(("127.0.0.1", 0))
+    secret.write_text("x")
+    places = {"PORT": server.getsockname()[1], "OUTSIDE": repr(str(tmp_path / "new"))}
+    places |= {"HANDED": repr(str(secret)), "PARENT": os.getpid()}
+    source = NETWORK
+    for name, place in places.items():
+        source = source.replace(name, str(place))
+    content = notebook("07_capstone", {}, kept=False)
+    content["cells"] = content["cells"][2:3]
+    content["cells"] += [{**content["cells"][0], "source": source, "id": "x", "metadata": {}}]
+    path = tmp_path / "in" / "ann" / "07_capstone.ipynb"
+    path.parent.mkdir(parents=True)
+    for cell in content["cells"]:
+        cell["outputs"] = []
+    path.write_text(json.dumps(content))
+    handed = grade.collect(tmp_path / "in")
+    with server:
+        (line,) = grade_execute.execute(handed, ["07"], tmp_path / "marks", 1)
+    assert "passed, 1 of 1 claims hold" in line, line
+    kept = (tmp_path / "marks" / "executed" / "ann" / "07_capstone.ipynb").read_text()
+    assert "free: []" in kept
+    assert "smoke" in kept
+
+
+def test_nbgraders_source_has_each_exercise_with_its_solution_marked(tmp_path):
+    paths = grade_export.write(tmp_path, 5)
+    assert [path.stem for path in paths] == sorted({where for where, _ in EXERCISES.values()})
+    cells = [c for path in paths for c in json.loads(path.read_text())["cells"]]
+    ids = [c["metadata"]["nbgrader"]["grade_id"] for c in cells if "nbgrader" in c["metadata"]]
+    assert ids == [one for name in EXERCISES for one in (name, f"test-{name}")]
+    for name, cell in zip(
+        ids[::2], [c for c in cells if "BEGIN SOLUTION" in c["source"]], strict=True
+    ):
+        names = {"run": grade_judge.judge and type("R", (), {"check": staticmethod(print)})}
+        import numpy as np
+        import torch
+
+        exec(cell["source"], names | {"np": np, "torch": torch}, names)
+        assert grade_judge.judge.judge(names[name])[0] == "solved", cell["source"]
