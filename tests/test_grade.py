@@ -3,17 +3,31 @@
 import csv
 import json
 import os
+import socket
+import types
 from datetime import datetime, timedelta
 
+import nbformat
+import numpy as np
 import pytest
+import torch
 from handed_in import HOSTILE, SOLUTIONS, hostile, make, notebook
 from test_exercises import EXERCISES, WRONG, with_body
 
+from cvlab.exercises import judge
 from cvlab.tools import cli, grade, grade_execute, grade_export, grade_judge, grade_marks
 from cvlab.tools.grade_words import decode, encode
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="no limits without POSIX")
 SECONDS = 3  # of computing: what never ends shall end soon
+
+
+@pytest.fixture(autouse=True)
+def here(request, monkeypatch):
+    """Judged in this process, which imports everything once, but where a test wants workers."""
+    if "workers" not in request.keywords:
+        judged = lambda jobs, tasks: ((task, grade_judge.judged(task)) for task in tasks)  # noqa: E731
+        monkeypatch.setattr(grade, "_here", judged)
 
 
 def run(folder, *more):
@@ -33,6 +47,7 @@ def alone(folder, student, **answers):
     return path
 
 
+@pytest.mark.workers
 def test_a_class_of_the_good_the_wrong_and_the_hostile_gets_what_it_is_told(tmp_path):
     expected = make(tmp_path / "in", 8)
     for i, (body, said) in enumerate(HOSTILE.items()):
@@ -48,6 +63,7 @@ def test_a_class_of_the_good_the_wrong_and_the_hostile_gets_what_it_is_told(tmp_
     assert (tmp_path / "in" / "student000" / "02_pooling.ipynb").read_bytes() == before
     page = (tmp_path / "marks" / "index.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page
+    assert "signals to others" in page
     assert "NOT forbidden" not in page  # this machine is a Linux with Landlock and seccomp
 
 
@@ -58,7 +74,6 @@ def test_a_class_of_the_good_the_wrong_and_the_hostile_gets_what_it_is_told(tmp_
         ("survivors", "return {'A', 'B'}"),
         ("milliseconds", "for _ in range(22): call()\nreturn 2.0"),
         ("images_needed", "return {0.5: 2223, 0.8: 8889, 0.9: 147}.get(p, 1)"),
-        ("interval", "return torch.ones(2)" if False else "return (0.5, 0.5)"),
         ("to_uint8", "return np.array([100, 100, 100, 101, 102, 102, 99, 200, 255, 0], np.uint8)"),
     ],
 )
@@ -183,9 +198,6 @@ def test_what_is_no_word_is_an_error_and_nothing_else(told):
 
 
 def test_numbers_travel_unchanged():
-    import numpy as np
-    import torch
-
     value = {"a": [1, 2.5, None], ("b", 3): (np.float32(0.1), torch.arange(4).view(2, 2))}
     there = decode(json.loads(json.dumps(encode(value))))
     assert there["a"] == value["a"]
@@ -214,8 +226,6 @@ display({"application/vnd.cvlab.record+json": {"claim": f"free: {told}", "holds"
 
 @pytest.mark.skipif(not grade_execute.apart(), reason="no unshare on this system")
 def test_a_whole_notebook_runs_in_smoke_and_reaches_nobody(tmp_path):
-    import socket
-
     secret, server = tmp_path / "secret.txt", socket.create_server(("127.0.0.1", 0))
     secret.write_text("x")
     places = {"PORT": server.getsockname()[1], "OUTSIDE": repr(str(tmp_path / "new"))}
@@ -243,15 +253,11 @@ def test_a_whole_notebook_runs_in_smoke_and_reaches_nobody(tmp_path):
 def test_nbgraders_source_has_each_exercise_with_its_solution_marked(tmp_path):
     paths = grade_export.write(tmp_path, 5)
     assert [path.stem for path in paths] == sorted({where for where, _ in EXERCISES.values()})
-    cells = [c for path in paths for c in json.loads(path.read_text())["cells"]]
-    ids = [c["metadata"]["nbgrader"]["grade_id"] for c in cells if "nbgrader" in c["metadata"]]
+    cells = [c for path in paths for c in nbformat.read(path, as_version=4).cells]
+    ids = [c.metadata.nbgrader.grade_id for c in cells if "nbgrader" in c.metadata]
     assert ids == [one for name in EXERCISES for one in (name, f"test-{name}")]
-    for name, cell in zip(
-        ids[::2], [c for c in cells if "BEGIN SOLUTION" in c["source"]], strict=True
-    ):
-        names = {"run": grade_judge.judge and type("R", (), {"check": staticmethod(print)})}
-        import numpy as np
-        import torch
-
-        exec(cell["source"], names | {"np": np, "torch": torch}, names)
-        assert grade_judge.judge.judge(names[name])[0] == "solved", cell["source"]
+    solved = [c.source for c in cells if "BEGIN SOLUTION" in c.source]
+    for name, source in zip(ids[::2], solved, strict=True):
+        names = {"run": types.SimpleNamespace(check=id), "np": np, "torch": torch}
+        exec(source, names)
+        assert judge.judge(names[name])[0] == "solved", source

@@ -94,6 +94,7 @@ def _add_notebooks(commands) -> None:
     grade.add_argument(
         "--execute", nargs="+", default=[], metavar="NOTEBOOK", help="whole ones, too"
     )
+    grade.add_argument("--unprotected", action="store_true", help="even where nothing protects you")
     grade.set_defaults(do=_grade)
     nbgrader = commands.add_parser("nbgrader", help="write the exercises in nbgrader's form")
     nbgrader.add_argument("folder", type=Path, help="of the assignment: source/NAME")

@@ -22,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from cvlab.records import distinct
 from cvlab.show import progress
 from cvlab.tools import runner
 
@@ -186,24 +187,24 @@ def _sources(file: Path) -> list[str]:
 def grade(
     handed: list[HandedIn],
     out: Path,
-    secret: str,
+    how: dict[str, Any],
     *,
-    seconds: int = 10,
     jobs: int = 1,
     scheduler: str | None = None,
-) -> dict[tuple[str, str], dict[str, Any]]:
+) -> tuple[dict[tuple[str, str], dict[str, str]], str]:
     """Judge what has not been judged; (student, exercise) -> `outcome`, `said`, `form`.
 
+    `how` is a part of each task, see `grade_judge.judged`. The second is what was forbidden.
     Each student's outcomes are kept in `graded.jsonl` of `out` as soon as they are known, under a
     key of all that they depend on: stopped or repeated, only what is new or changed is judged.
     """
     journal, found, tasks = out / "graded.jsonl", {}, []
     known = _journal(journal) if journal.is_file() else {}
-    given = {"secret": secret, "seconds": seconds, "imports": imports()}
+    given, forbidden = how | {"imports": imports()}, ["Nothing had to be judged again."]
     for one in handed:
         keys = {}
         for name, source in one.answers.items():
-            key = _key(secret, one.student, name, source)
+            key = _key(how["secret"], one.student, name, source)
             if _is_stub(name, source):
                 found[one.student, name] = STUB_LEFT
             elif key in known:
@@ -216,11 +217,12 @@ def grade(
     with journal.open("a", encoding="utf-8") as kept:
         run = partial(_on_cluster, scheduler) if scheduler else partial(_here, jobs)
         for task, results in _counted(run(tasks), len(tasks)):
+            forbidden = [results.pop("", {}).get("said", ""), *forbidden]
             for name, told in results.items():
                 found[task["student"], name] = told
                 kept.write(json.dumps({"key": task["keys"][name]} | told) + "\n")
             kept.flush()
-    return found
+    return found, " ".join(distinct(forbidden[:-1]) or forbidden)
 
 
 def _counted(results: Iterator, total: int) -> Iterator:
@@ -327,6 +329,7 @@ def main(
     jobs: int = 1,
     scheduler: str | None = None,
     execute: list[str] = (),
+    unprotected: bool = False,
 ) -> str:
     """Collect, judge, mark, write: see `python -m cvlab grade --help`; returns what to tell.
 
@@ -334,7 +337,7 @@ def main(
         GradeError: it cannot begin; nothing of the students has run.
     """
     try:
-        from cvlab.tools import grade_judge, grade_marks
+        from cvlab.tools import grade_limits, grade_marks  # noqa: F401
     except ImportError as error:  # Windows has no `resource`
         raise GradeError(
             f"Here students' code cannot be limited ({error}): grade on Linux, as in WSL."
@@ -344,11 +347,10 @@ def main(
     there = {one.student for one in handed}
     handed += [HandedIn(n.strip()) for n in named if n.strip() and n.strip() not in there]
     out.mkdir(parents=True, exist_ok=True)
-    enforced = grade_judge.enforced()
-    print(enforced, flush=True)
     secret = _secret(out, secret)
-    judged = grade(handed, out, secret, seconds=seconds, jobs=jobs, scheduler=scheduler)
-    page = grade_marks.write(grade_marks.marks(handed, judged, worth), handed, out, enforced)
+    how = {"secret": secret, "seconds": seconds, "unprotected": unprotected}
+    judged, forbidden = grade(handed, out, how, jobs=jobs, scheduler=scheduler)
+    page = grade_marks.write(grade_marks.marks(handed, judged, worth), handed, out, forbidden)
     if execute:
         from cvlab.tools import grade_execute
 

@@ -49,6 +49,35 @@ def run_file(file, content, images):
     return session.run(None, {session.get_inputs()[0].name: images})[0]
 """
 
+PROBE = """
+def probe(key, outside):
+    import os, socket
+    def start():
+        if not os.fork():
+            os._exit(0)
+    tries = {
+        "reading other files": lambda: open(key).close(),
+        "writing elsewhere": lambda: open(outside, "w").close(),
+        "connections": lambda: socket.socket().close(),
+        "starting processes": start,
+        "signals to others": lambda: os.kill(os.getppid(), 0),
+        "more memory than 2 GB": lambda: bytearray(2**33),
+        "files above 16 MB": lambda: open("large", "wb").write(bytes(2**25)),
+    }
+    free = []
+    for name, attempt in tries.items():
+        try:
+            attempt()
+            free.append(name)
+        except (OSError, MemoryError):
+            pass
+    return [[*tries], free]
+"""
+
+
+class Unprotected(RuntimeError):
+    """Students' code would not be harmless here; nothing of it has run."""
+
 
 class Home:
     """The process that forks students' processes, and the folder that they may write in."""
@@ -73,6 +102,21 @@ class Home:
                 stderr=subprocess.DEVNULL,
             )
         send(self.control, pickle.dumps(imports))
+        self.tries, self.free = self._probe()
+
+    def _probe(self) -> list[list[str]]:
+        """What a student's code must not do, and what of it this system does not forbid."""
+        answer = Answer(self, "", "probe", PROBE)
+        try:
+            return answer(__file__, str(self.folder.parent / f"{self.folder.name}.probe"))
+        finally:
+            answer.close()
+
+    def told(self) -> str:
+        """The same in words."""
+        forbidden = ", ".join(one for one in self.tries if one not in self.free)
+        told = f"Forbidden to students' code, as tried on {platform.system()}: {forbidden}."
+        return told + (f" NOT forbidden: {', '.join(self.free)}: no sandbox." if self.free else "")
 
     def fork(self) -> tuple[int, socket.socket]:
         """A new process: its number, and the line to it."""
@@ -275,51 +319,6 @@ def imports(sources: Iterable[str]) -> list[str]:
     return found
 
 
-PROBE = """
-def probe(key, outside):
-    import os, socket
-    def start():
-        if not os.fork():
-            os._exit(0)
-    tries = {
-        "reading other files": lambda: open(key).close(),
-        "writing elsewhere": lambda: open(outside, "w").close(),
-        "connections": lambda: socket.socket().close(),
-        "starting processes": start,
-        "signals to others": lambda: os.kill(os.getppid(), 0),
-        "more memory than 2 GB": lambda: bytearray(2**33),
-        "files above 16 MB": lambda: open("large", "wb").write(bytes(2**25)),
-    }
-    free = []
-    for name, attempt in tries.items():
-        try:
-            attempt()
-            free.append(name)
-        except (OSError, MemoryError):
-            pass
-    return [[*tries], free]
-"""
-
-
-def enforced() -> str:
-    """What a student's process cannot do on this system, tried out: a sentence or two."""
-    home = Home({})
-    answer = Answer(home, "", "probe", PROBE)
-    try:
-        with TemporaryDirectory() as folder:
-            tries, free = answer(__file__, str(Path(folder) / "x"))  # texts: the real paths
-    finally:
-        answer.close()
-        home.close()
-    told = f"Forbidden to students' code, as tried on {platform.system()}: "
-    told += ", ".join(one for one in tries if one not in free)
-    told += "; and its time is limited."
-    if free:
-        told += f" NOT forbidden: {', '.join(free)}. This is no sandbox: grade in a virtual machine"
-        told += " or a container that holds nothing else."
-    return told
-
-
 HERE = threading.local()  # a home for each thread of a worker
 
 
@@ -343,13 +342,23 @@ def form(source: str, name: str) -> str:
 
 
 def judged(task: dict) -> dict[str, dict[str, str]]:
-    """One student's exercises, name -> `outcome`, `said`, `form`.
+    """One student's exercises, name -> `outcome`, `said`, `form`; "" -> what was forbidden.
 
     Args:
         task: `student`, `secret`, `seconds` of computing for each, `imports` by notebook and
-            `answers`: name -> (notebook, source).
+            `answers`: name -> (notebook, source). With `unprotected` it is judged in any case.
+
+    Raises:
+        Unprotected: this system cannot forbid all that it should.
     """
-    found = {}
+    if not hasattr(HERE, "home") or HERE.home.process.poll() is not None:
+        HERE.home = Home(task["imports"])
+    if HERE.home.free and not task["unprotected"]:
+        raise Unprotected(
+            f"{HERE.home.told()} Grade on Linux 5.13 or newer; or, in a virtual machine that holds "
+            "nothing else, with --unprotected."
+        )
+    found = {"": {"said": HERE.home.told()}}
     for name, (_, source) in task["answers"].items():
         key = f"{task['student']}\0{name}".encode()
         digest = hmac.digest(task["secret"].encode(), key, "sha256")
@@ -363,9 +372,9 @@ def judged(task: dict) -> dict[str, dict[str, str]]:
 
 
 def _one(task: dict, name: str, seed: int) -> tuple[str, str]:
-    if not hasattr(HERE, "home") or HERE.home.process.poll() is not None:
-        HERE.home = Home(task["imports"])
     notebook, source = task["answers"][name]
+    if not hasattr(HERE, "home"):
+        HERE.home = Home(task["imports"])
     answer = Answer(HERE.home, notebook, name, source, task["seconds"])
     try:
         outcome, said = judge.judge(answer, seed)
