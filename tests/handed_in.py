@@ -48,6 +48,10 @@ HOSTILE = {
     "return open(KEY).read()": ("wrong", "PermissionError"),
     "return open(SOLUTION).read()": ("wrong", "PermissionError"),
     "open(OTHERS, 'w').write('x')\nreturn 5": ("wrong", "PermissionError"),
+    "import os; os.chmod(OTHERS, 0)\nreturn 5": ("wrong", "PermissionError"),
+    "import os; os.utime(KEY)\nreturn 5": ("wrong", "PermissionError"),
+    "import os; os.symlink(KEY, 'key'); return 5": ("wrong", "PermissionError"),
+    "import os; os.makedirs('a/' * 400); return 5": ("wrong", "was expected"),
     "import os; os.kill(os.getppid(), 9)": ("wrong", "PermissionError"),
     "import socket; socket.create_connection(('127.0.0.1', 80))": ("wrong", "PermissionError"),
     "open('large', 'wb').write(bytes(2**26)); return 5": ("wrong", "OSError"),
@@ -118,7 +122,7 @@ def hostile(body: str, folder: Path) -> str:
     places = {
         "KEY": NOTEBOOK_FOLDER.parent / "cvlab" / "exercises" / "judge.py",
         "SOLUTION": NOTEBOOK_FOLDER / "02_pooling.ipynb",
-        "OTHERS": folder / "student000" / "x",
+        "OTHERS": folder / "student000" / "02_pooling.ipynb",
     }
     for name, place in places.items():
         body = body.replace(name, repr(str(place)))

@@ -15,7 +15,16 @@ from handed_in import HOSTILE, SOLUTIONS, hostile, make, notebook
 from test_exercises import EXERCISES, WRONG, with_body
 
 from cvlab.exercises import judge
-from cvlab.tools import cli, grade, grade_execute, grade_export, grade_judge, grade_marks
+from cvlab.tools import (
+    cli,
+    grade,
+    grade_collect,
+    grade_execute,
+    grade_export,
+    grade_home,
+    grade_judge,
+    grade_marks,
+)
 from cvlab.tools.grade_words import decode, encode
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="no limits without POSIX")
@@ -82,6 +91,28 @@ def test_a_look_up_table_of_what_notebooks_show_is_wrong(tmp_path, name, body):
     assert run(tmp_path)[0]["ann", name]["outcome"] == "wrong"
 
 
+def test_who_does_not_listen_is_stopped_too(tmp_path):
+    """The question is longer than a socket holds, and nobody reads it."""
+    source = "import time\ntime.sleep(1000)\n" + SOLUTIONS["same_answer"]
+    alone(tmp_path, "ann", same_answer=source)
+    row = run(tmp_path)[0]["ann", "same_answer"]
+    assert row["outcome"] == "wrong"
+    assert "stopped after" in row["said"]
+
+
+def test_where_something_is_not_forbidden_nothing_runs(tmp_path, monkeypatch):
+    alone(tmp_path, "ann", output_size=SOLUTIONS["output_size"])
+    monkeypatch.setattr(grade_judge, "HERE", types.SimpleNamespace())
+    monkeypatch.setattr(grade_home.Home, "_probe", lambda home: [["a", "b"], ["b"]])
+    given = [tmp_path / "in", "--out", tmp_path / "marks"]
+    assert cli.main(["grade", *map(str, given)]) == 2
+    assert not (tmp_path / "marks" / "marks.json").exists()
+    rows, told = run(tmp_path, "--unprotected")
+    assert rows["ann", "output_size"]["outcome"] == "solved"
+    assert "NOT forbidden: b" in told["enforced"]
+    grade_judge.HERE.home.close()
+
+
 def test_only_what_changed_is_judged_again_and_half_a_line_is_no_harm(tmp_path, monkeypatch):
     judged = []
     here = grade._here
@@ -107,7 +138,7 @@ def test_only_what_changed_is_judged_again_and_half_a_line_is_no_harm(tmp_path, 
 
 
 def test_what_is_late_missing_odd_or_twice_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(grade, "MOST_BYTES", 2**21)
+    monkeypatch.setattr(grade_collect, "MOST_BYTES", 2**21)
     late = alone(tmp_path, "ann", output_size=SOLUTIONS["output_size"])
     long_ago = (datetime.now() - timedelta(days=2)).timestamp()
     folder = late.parent
@@ -137,8 +168,8 @@ def test_what_is_late_missing_odd_or_twice_is_named(tmp_path, monkeypatch):
 
 
 def test_the_last_definition_counts_unless_it_is_the_stub():
-    handed = grade.HandedIn("ann")
-    stub, right = grade.exercises()["output_size"].stub, SOLUTIONS["output_size"]
+    handed = grade_collect.HandedIn("ann")
+    stub, right = grade_collect.exercises()["output_size"].stub, SOLUTIONS["output_size"]
     wrong = with_body("output_size", "return 1")
     for sources, taken in (
         ([wrong, right], right),
@@ -146,8 +177,8 @@ def test_the_last_definition_counts_unless_it_is_the_stub():
         ([stub, right, "x = 1"], right),
         (["def other(): pass", stub], stub),
     ):
-        handed = grade.HandedIn("ann")
-        grade._take_answers(handed, sources)
+        handed = grade_collect.HandedIn("ann")
+        grade_collect._take_answers(handed, sources)
         assert handed.answers["output_size"] == taken
 
 
@@ -161,7 +192,7 @@ def test_marks_have_weights_and_disarm_formulas(tmp_path):
         (total,) = csv.DictReader(file)
     assert (total["student"], total["points"], total["02_pooling"]) == ("'=cmd()", "3.5", "3.5")
     (tmp_path / "w.toml").write_text("[exercise]\nfoldd = 9\n")
-    with pytest.raises(grade.GradeError, match="names foldd"):
+    with pytest.raises(grade_collect.GradeError, match="names foldd"):
         grade_marks.weights(tmp_path / "w.toml")
 
 
@@ -241,7 +272,7 @@ def test_a_whole_notebook_runs_in_smoke_and_reaches_nobody(tmp_path):
     for cell in content["cells"]:
         cell["outputs"] = []
     path.write_text(json.dumps(content))
-    handed = grade.collect(tmp_path / "in")
+    handed = grade_collect.collect(tmp_path / "in")
     with server:
         (line,) = grade_execute.execute(handed, ["07"], tmp_path / "marks", 1)
     assert "passed, 1 of 1 claims hold" in line, line

@@ -7,14 +7,12 @@ processes that can hurt nobody (`grade_pupil`, `grade_limits`); `grade_marks` ma
 
 import hashlib
 import json
-import re
 import secrets
-import stat
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, partial
 from importlib import import_module
@@ -24,164 +22,9 @@ from typing import Any
 
 from cvlab.records import distinct
 from cvlab.show import progress
-from cvlab.tools import runner
+from cvlab.tools.grade_collect import GradeError, HandedIn, collect, exercises, imports, is_stub
 
-MOST_BYTES = 20 * 2**20  # of a notebook that is handed in
-MOST_SOURCE = 20_000  # characters of an exercise
 STUB_LEFT = {"outcome": "not attempted", "said": "the stub is as it was", "form": ""}
-STUB = re.compile(r"^def (\w+)\s*\(", re.M)
-
-
-class GradeError(ValueError):
-    """Grading cannot begin; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Exercise:
-    """An exercise of our notebooks: where it stands, how hard it is, the untouched cell."""
-
-    name: str
-    notebook: str
-    level: str  # as in its text: ●○○, ●●○ or ●●●
-    stub: str
-    text: str
-
-    @property
-    def solution(self) -> str:
-        """The folded one."""
-        found = re.search(r"```python\n(.+?)```", self.text, re.DOTALL)
-        return found[1] if found else ""
-
-
-@dataclass
-class HandedIn:
-    """What a student handed in: `answers` by exercise, `notes` on whatever is odd about it."""
-
-    student: str
-    answers: dict[str, str] = field(default_factory=dict)
-    notebooks: dict[str, Path] = field(default_factory=dict)
-    late: set[str] = field(default_factory=set)  # names of notebooks
-    notes: list[str] = field(default_factory=list)
-
-
-@cache
-def exercises() -> dict[str, Exercise]:
-    """All exercises, by the name of their function, in order; from our own notebooks."""
-    found = {}
-    for notebook, path in runner.notebook_paths().items():
-        text = ""
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            source = "".join(cell["source"])
-            asked = re.search(r"run\.(?:check|use)\((\w+)", source)
-            if cell["cell_type"] == "markdown":
-                text = source if "●" in source else text
-            elif asked and f"def {asked[1]}(" in source:
-                level = re.search("●+○*", text)
-                told = Exercise(asked[1], notebook, level[0] if level else "", source, text)
-                found[asked[1]] = told
-    return found
-
-
-@cache
-def imports() -> dict[str, list[str]]:
-    """What our notebooks import, by name: an answer may use it."""
-    from cvlab.tools.grade_judge import imports
-
-    paths = runner.notebook_paths()
-    read = {n: json.loads(p.read_text(encoding="utf-8"))["cells"] for n, p in paths.items()}
-    return {
-        name: imports("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-        for name, cells in read.items()
-    }
-
-
-def collect(folder: Path, due: datetime | None = None) -> list[HandedIn]:
-    """What lies in `folder`: a folder for each student, or files named STUDENT_01_….ipynb.
-
-    Raises:
-        GradeError: there is no such folder.
-    """
-    if not folder.is_dir():
-        raise GradeError(f"There is no folder {folder}; name the one with what was handed in.")
-    found: dict[str, HandedIn] = {}
-    for entry in sorted(folder.iterdir()):
-        names = "|".join(runner.notebook_paths())
-        student, *_ = re.split(rf"[ _-]*(?:{names})", entry.stem if entry.is_file() else entry.name)
-        if entry.is_symlink() or not (entry.is_dir() or entry.suffix == ".ipynb"):
-            continue
-        student = entry.name if entry.is_dir() else student or entry.stem
-        handed = found.setdefault(student, HandedIn(student))
-        files = sorted(entry.rglob("*.ipynb")) if entry.is_dir() else [entry]
-        for file in files:
-            if ".ipynb_checkpoints" not in file.parts:
-                _take(handed, file, due)
-    return list(found.values())
-
-
-def _take(handed: HandedIn, file: Path, due: datetime | None) -> None:
-    """Add a notebook's answers; of several definitions the last counts, but for the stub."""
-    try:
-        sources = _sources(file)
-    except (OSError, ValueError, RecursionError) as error:
-        handed.notes.append(f"{file.name} was not read: {error}"[:200])
-        return
-    which = [name for name in runner.notebook_paths() if name in file.stem]
-    which += _take_answers(handed, sources)
-    if not which:
-        handed.notes.append(f"{file.name} is none of our notebooks")
-    for notebook in set(which):
-        if notebook in handed.notebooks and handed.notebooks[notebook] != file:
-            handed.notes.append(f"{notebook} was handed in twice; {file.name} counts")
-        handed.notebooks[notebook] = file
-        if due and datetime.fromtimestamp(file.stat().st_mtime) > due.replace(tzinfo=None):
-            handed.late.add(notebook)
-
-
-def _take_answers(handed: HandedIn, sources: list[str]) -> list[str]:
-    """Add the answers in these cells; returns the notebooks that they belong to."""
-    known, which = exercises(), []
-    for source in sources:
-        for name in [name for name in STUB.findall(source) if name in known]:
-            which.append(known[name].notebook)
-            if len(source) > MOST_SOURCE:
-                handed.notes.append(f"{name}: {len(source):,} characters are no answer")
-            elif name not in handed.answers or not _is_stub(name, source):
-                handed.answers[name] = source
-    return which
-
-
-def _is_stub(name: str, source: str) -> bool:
-    return source.split() == exercises()[name].stub.split()
-
-
-def _sources(file: Path) -> list[str]:
-    """The code cells of a notebook of any origin, without magics; nothing in it is trusted.
-
-    Raises:
-        ValueError: it is no notebook, or too large.
-    """
-    about = file.lstat()
-    if not stat.S_ISREG(about.st_mode):
-        raise ValueError("it is a link or no file")
-    if about.st_size > MOST_BYTES:
-        told = f"{about.st_size / 2**20:,.0f} MB; {MOST_BYTES // 2**20} are allowed"
-        raise ValueError(f"{told}. Clear its outputs, save and hand it in again")
-    content = json.loads(file.read_bytes().decode("utf-8-sig"))
-    cells = content.get("cells") if isinstance(content, dict) else None
-    if not isinstance(cells, list):
-        raise ValueError("it has no cells")
-    found = []
-    for cell in cells:
-        if isinstance(cell, dict) and cell.get("cell_type") == "code":
-            source = cell.get("source")
-            lines = source if isinstance(source, list) else [source]
-            text = "".join(line for line in lines if isinstance(line, str))
-            text = "\n".join(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
-            found.append(re.sub(r"^(%|!).*$", "", text, flags=re.M))
-    return found
-
-
-# --- judging, kept and resumed -------------------------------------------------------------------
 
 
 def grade(
@@ -205,7 +48,7 @@ def grade(
         keys = {}
         for name, source in one.answers.items():
             key = _key(how["secret"], one.student, name, source)
-            if _is_stub(name, source):
+            if is_stub(name, source):
                 found[one.student, name] = STUB_LEFT
             elif key in known:
                 found[one.student, name] = known[key]
@@ -238,7 +81,7 @@ def _version() -> str:
     ours = Path(__file__).parent
     files = [
         *sorted((ours.parent / "exercises").glob("*.py")),
-        *sorted(ours.glob("grade_[jp]*.py")),
+        *sorted(ours.glob("grade_[hjlpw]*.py")),
     ]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
@@ -277,7 +120,7 @@ def _in_pool(pools, task: dict) -> dict:
             pools.pool = ProcessPoolExecutor(1, get_context("spawn"))
         try:
             return pools.pool.submit(_judged, task).result()
-        except BrokenProcessPool:
+        except (BrokenProcessPool, OSError, struct.error):  # it, or its home, died
             del pools.pool
     return _lost(task)
 

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from cvlab import records
 from cvlab.paths import data_folder, project_root
 from cvlab.tools import grade_limits as limits
-from cvlab.tools.grade import MOST_BYTES, HandedIn
+from cvlab.tools.grade_collect import MOST_BYTES, HandedIn
 from cvlab.tools.runner import Task, choose, execute_one
 
 SECONDS = 300  # a notebook takes 30 in smoke

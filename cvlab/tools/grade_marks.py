@@ -13,7 +13,7 @@ from typing import Any
 
 from cvlab.paths import as_json, store_text
 from cvlab.records import OUTCOMES
-from cvlab.tools.grade import GradeError, HandedIn, exercises
+from cvlab.tools.grade_collect import GradeError, HandedIn, exercises
 from cvlab.tools.report import save
 
 WEIGHTS = {"points": {"●○○": 1, "●●○": 2, "●●●": 3}, "exercise": {}, "late": 1.0}

@@ -130,9 +130,9 @@ def _live(line: socket.socket, spaces: dict, found: int | None, memory: int) -> 
     _answer(line, dict(spaces.get(notebook, {}), __name__="__main__"), name, source)
 
 
-def _reaped(child: int) -> int:
-    """How it has ended; one that hung up and goes on is killed after a second."""
-    until = time.monotonic() + 1
+def _reaped(child: int, patience: float = 1) -> int:
+    """How it has ended; one that hung up and goes on is killed after so many seconds."""
+    until = time.monotonic() + patience
     while time.monotonic() < until:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
@@ -170,6 +170,7 @@ def main() -> None:
     while True:
         wanted, ends, *_ = socket.recv_fds(control, 1, 1)
         if not wanted:
+            _reaped(child, 0) if child else None
             return
         if wanted == b"f":
             child = os.fork()
