@@ -155,6 +155,14 @@ def path(name: str, lr: float, *, angle: float = 0.0, momentum: float = MOMENTUM
     return walked
 
 
+def momentum_step(
+    weight: np.ndarray, gradient: np.ndarray, velocity: np.ndarray, lr: float, momentum: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weight and the velocity after one step of SGD with momentum, as PyTorch takes it."""
+    velocity = momentum * velocity + gradient
+    return weight - lr * velocity, velocity
+
+
 def best_rate(name: str) -> float:
     """The rate of 25 between 0.001 and 10 whose walk ends nearest to the ravine's minimum."""
     rates = np.geomspace(1e-3, 10, 25)
