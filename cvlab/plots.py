@@ -207,7 +207,7 @@ def training(histories: Mapping, title: str) -> Figure:
                 axis.plot(epochs["epoch"], values, look, color=colour, label=part, markersize=3.5)
             axis.set_ylabel(what)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        row[0].set_title(f"{name}: {history.seconds:.0f} s in all", loc="left", fontsize=9.5)
+        row[0].set_title(name, loc="left", fontsize=9.5)
         row[0].set_ylim(0)
         row[1].set_ylim(0, 1.03)
         row[1].yaxis.set_major_formatter(PERCENT)
