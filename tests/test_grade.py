@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import socket
+import sys
+import threading
 import types
 from datetime import datetime, timedelta
 
@@ -11,7 +13,8 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from handed_in import HOSTILE, SOLUTIONS, hostile, make, notebook
+from handed_in import HOSTILE, RIGHT, SOLUTIONS, hostile, make, notebook
+from test_cluster import Cluster, wait_for
 from test_exercises import EXERCISES, WRONG, with_body
 
 from cvlab.exercises import judge
@@ -23,6 +26,7 @@ from cvlab.tools import (
     grade_export,
     grade_home,
     grade_judge,
+    grade_limits,
     grade_marks,
 )
 from cvlab.tools.grade_words import decode, encode
@@ -41,6 +45,8 @@ def here(request, monkeypatch):
 
 def run(folder, *more):
     """The command, on `in` of this folder; its marks, (student, exercise) -> row."""
+    if sys.platform != "linux" or grade_limits.rules([], []) is None:
+        pytest.skip("this system has no Landlock: grading refuses, which has a test of its own")
     given = [folder / "in", "--out", folder / "marks", "--secret", "s", "--seconds", SECONDS]
     assert cli.main(["grade", *map(str, given), *map(str, more)]) == 0
     told = json.loads((folder / "marks" / "marks.json").read_text(encoding="utf-8"))
@@ -292,3 +298,31 @@ def test_nbgraders_source_has_each_exercise_with_its_solution_marked(tmp_path):
         names = {"run": types.SimpleNamespace(check=id), "np": np, "torch": torch}
         exec(source, names)
         assert judge.judge(names[name])[0] == "solved", source
+
+
+def test_a_dask_cluster_judges_and_a_lost_worker_costs_nothing(tmp_path):
+    """The first worker is killed when it has begun; another one comes."""
+    pytest.importorskip("distributed")
+    (tmp_path / "cluster").mkdir()
+    cluster = Cluster(tmp_path / "cluster")
+    students = [f"s{i}" for i in range(6)]
+    body = "import time; time.sleep(0.2)\n" + RIGHT
+    for student in students:
+        alone(tmp_path, student, output_size=with_body("output_size", body))
+    try:
+        cluster.worker()
+
+        def replace_first():
+            journal = tmp_path / "marks" / "graded.jsonl"
+            wait_for(lambda: journal.is_file() and journal.read_text(encoding="utf-8"), 120)
+            cluster.worker()
+            cluster.workers()[0].kill()
+
+        killer = threading.Thread(target=replace_first)
+        killer.start()
+        rows, told = run(tmp_path, "--scheduler", cluster.address)
+        killer.join()
+    finally:
+        cluster.stop()
+    assert [rows[student, "output_size"]["outcome"] for student in students] == ["solved"] * 6
+    assert "starting processes" in told["enforced"]
