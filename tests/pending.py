@@ -1,6 +1,5 @@
 """Notebooks whose code is newer than what is published of them.
 
-
 Executed again they leave this list. What is listed must differ, so the list ends with that. Each
 names the claims that are published in words that its code no longer has; all others must still be
 said.

@@ -167,7 +167,8 @@ def plot_leads(table: pd.DataFrame, title: str) -> Figure:
     """`leads` over the length of training: above 0 Adagrad is ahead."""
     names = {rate: f"both at {rate:g}" for rate in table.columns if isinstance(rate, float)}
     shown = table.rename(columns=names | {"own": "each at its best"})
-    lines = {name: (shown.index, shown[name]) for name in [*names.values(), "each at its best"]}
+    shown = shown[[*names.values(), "each at its best"]]
+    lines = {name: (shown.index.tolist(), column.tolist()) for name, column in shown.items()}
     labels = ("training steps (log scale)", "momentum's loss minus Adagrad's")
     figure = curves(lines, title, *labels, xscale="log")
     axis = figure.axes[0]

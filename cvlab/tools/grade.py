@@ -147,7 +147,7 @@ def _on_cluster(scheduler: str, tasks: list[dict]) -> Iterator[tuple[dict, dict]
             ): task
             for task in tasks
         }
-        for done in as_completed(sent):
+        for done in as_completed(sent, loop=client.loop):
             yield sent[done], done.result() if done.status == "finished" else _lost(sent[done])
 
 
