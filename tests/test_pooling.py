@@ -147,8 +147,9 @@ def test_joined_edges_take_a_picture_that_is_rolled_by_eight_for_the_same():
             still, eight, four = (joined(torch.roll(images, far, dims=3)) for far in (0, 8, 4))
             padded = net(kind)(torch.roll(images, 8, dims=3))
         assert torch.allclose(still, eight, atol=1e-6), kind
-        assert not torch.allclose(still, four, rtol=0, atol=5e-6), kind
-        assert not torch.allclose(still, padded, rtol=0, atol=5e-6), kind
+        rounding = (still - eight).abs().max()
+        assert (still - four).abs().max() > 5 * rounding, kind
+        assert (still - padded).abs().max() > 5 * rounding, kind
     assert pooling.same_answer(joined, images, 8) == 1
 
 

@@ -66,4 +66,10 @@ def _solved(one: Exercise) -> str:
     body = one.solution.splitlines()[ours.lineno : ours.end_lineno]
     before = one.solution.splitlines()[: ours.lineno - 1]
     marks = ["    ### BEGIN SOLUTION", *(f"    {line}" for line in before if line.strip())]
-    return "\n".join([*head, *marks, *body, "    ### END SOLUTION", *lines[function.end_lineno :]])
+    after = [
+        "    ### END SOLUTION",
+        "",
+        "",
+        f"run.check({one.name})",
+    ]  # without what `run.use` needs
+    return "\n".join([*head, *marks, *body, *after])
