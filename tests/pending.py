@@ -6,7 +6,7 @@ said.
 """
 
 PENDING: dict[str, set[str]] = {
-    "01_optimizers": {"Adagrad's step shrinks in every epoch"},
+    "01_optimizers": set(),
     "02_pooling": set(),
     "03_pretrained_zoo": set(),
     "04_optuna": {
