@@ -9,13 +9,5 @@ PENDING: dict[str, set[str]] = {
     "01_optimizers": set(),
     "02_pooling": set(),
     "03_pretrained_zoo": set(),
-    "04_optuna": {
-        "on 32 images one network scores anything within 20 points or more",
-        "the best of thirty equals owes more than a standard error to luck",
-        "on 32 images, 3 points worse often wins",
-        "on 2,500 images, hardly ever",
-        "the winner beats the best of the reports' space",
-        "halving gives up no trial that leads",
-        "the winner gains by more images and epochs",
-    },
+    "04_optuna": set(),
 }
