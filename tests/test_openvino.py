@@ -18,7 +18,7 @@ def test_the_table_names_the_precision_that_ran(tmp_path):
     ours = quantize.Source(model, images, tmp_path).make(quantize.Recipe())
     nncf = openvino_int8.nncf_int8(path, images.numpy(), tmp_path / "net.xml")
     some = [*zip(images.split(25), (torch.arange(64) % 10).split(25), strict=True)]
-    kept = openvino_int8.nncf_controlled(path, images.numpy(), some, tmp_path / "kept.xml", 100)
+    kept = openvino_int8.nncf_int8(path, images.numpy(), tmp_path / "kept.xml", some, 100)
     files = {"our int8": ours.path, "NNCF int8": nncf, "kept": kept}
     table = openvino_int8.table(model, files, some, 1, rounds=6)
     assert table["precision"].tolist()[:2] == ["fp32", "f32"]

@@ -118,7 +118,7 @@ def ahead(
     }
     accuracy = (reference.argmax(1) == labels).double().mean().item()
     table = pd.DataFrame(rows, index=["points", "high", "low"]).T
-    return table[["points", "low", "high"]], accuracy
+    return table[[*ENDS]], accuracy
 
 
 def stages(

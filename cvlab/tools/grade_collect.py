@@ -53,9 +53,9 @@ class HandedIn:
 def exercises() -> dict[str, Exercise]:
     """All exercises, by the name of their function, in order; from our own notebooks."""
     found = {}
-    for notebook, path in runner.notebook_paths().items():
+    for notebook, cells in _ours().items():
         text = ""
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        for cell in cells:
             source = "".join(cell["source"])
             asked = re.search(r"run\.(?:check|use)\((\w+)", source)
             if cell["cell_type"] == "markdown":
@@ -70,12 +70,17 @@ def exercises() -> dict[str, Exercise]:
 @cache
 def imports() -> dict[str, list[str]]:
     """What our notebooks import, by name: an answer may use it."""
-    paths = runner.notebook_paths()
-    read = {n: json.loads(p.read_text(encoding="utf-8"))["cells"] for n, p in paths.items()}
     return {
         name: _imports("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-        for name, cells in read.items()
+        for name, cells in _ours().items()
     }
+
+
+@cache
+def _ours() -> dict[str, list[dict]]:
+    """The cells of our own notebooks, by name."""
+    paths = runner.notebook_paths()
+    return {n: json.loads(p.read_text(encoding="utf-8"))["cells"] for n, p in paths.items()}
 
 
 def collect(folder: Path, due: datetime | None = None) -> list[HandedIn]:

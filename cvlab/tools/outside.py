@@ -99,7 +99,7 @@ def file(name: str, data: ImageData) -> Path:
     It is written by `torch.onnx.export` as its documentation calls it, with one batch size free.
     A training that was stopped goes on where it was.
     """
-    stem = name.partition(" (")[0].replace(" ", "-").lower()
+    stem = name.replace(" ", "-").lower()
     path = project_root() / "data" / "models" / f"outside-{stem}-{data.fingerprint}.onnx"
     if not path.is_file():
         make, training = NETWORKS[name]

@@ -171,8 +171,8 @@ def int8(
     if openvino_int8.available():
         files = {"our int8": found.model.path}
         files["NNCF int8"] = openvino_int8.nncf_int8(model, source.images, folder / "nncf.xml")
-        files["NNCF int8, accuracy kept"] = openvino_int8.nncf_controlled(
-            model, source.images, val, folder / "kept.xml"
+        files["NNCF int8, accuracy kept"] = openvino_int8.nncf_int8(
+            model, source.images, folder / "kept.xml", val
         )
         theirs = openvino_int8.table(source.float_model, files, test, threads)
         table = pd.concat([table, theirs.iloc[2:]])  # without fp32

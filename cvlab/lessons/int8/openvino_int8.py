@@ -20,13 +20,22 @@ def available() -> bool:
     return all(find_spec(name) for name in ("openvino", "nncf"))
 
 
-def nncf_int8(model: Path, images: np.ndarray, path: Path) -> Path:
+def nncf_int8(
+    model: Path,
+    images: np.ndarray,
+    path: Path,
+    batches: Kept | None = None,
+    max_drop: float = 0.2,
+) -> Path:
     """Quantise an ONNX model by NNCF's default recipe into OpenVINO's format.
 
     Args:
         model: in fp32.
         images: to calibrate on, normalised float32 [N, 3, H, W].
         path: an .xml file to write; the weights go beside it.
+        batches: validation images; on them NNCF then sees to the accuracy, and puts layers back
+            into float. None: it does not look.
+        max_drop: percentage points that may be lost on them.
     """
     with runtime.quiet():
         import nncf
@@ -35,38 +44,26 @@ def nncf_int8(model: Path, images: np.ndarray, path: Path) -> Path:
 
         rich.reconfigure(force_jupyter=False, quiet=True)
         singles = nncf.Dataset([images[i : i + 1] for i in range(len(images))])
-        made = nncf.quantize(openvino.Core().read_model(model), singles, subset_size=len(images))
+        plain = openvino.Core().read_model(model)
+        if batches is None:
+            made = nncf.quantize(plain, singles, subset_size=len(images))
+        else:
+            made = nncf.quantize_with_accuracy_control(
+                plain,
+                singles,
+                nncf.Dataset(batches),
+                _right,
+                max_drop=max_drop / 100,
+                subset_size=len(images),
+            )
         openvino.save_model(made, path)
     return path
 
 
-def nncf_controlled(
-    model: Path, images: np.ndarray, batches: Kept, path: Path, max_drop: float = 0.2
-) -> Path:
-    """As `nncf_int8`, but NNCF puts layers back into float until the accuracy is kept.
-
-    Args:
-        batches: validation images that it measures on.
-        max_drop: percentage points that may be lost.
-    """
-    with runtime.quiet():
-        import nncf
-        import openvino
-
-        def right(compiled, given) -> tuple[float, None]:
-            hits = [compiled(x.numpy())[0].argmax(1) == y.numpy() for x, y in given]
-            return float(np.concatenate(hits).mean()), None
-
-        made = nncf.quantize_with_accuracy_control(
-            openvino.Core().read_model(model),
-            nncf.Dataset([images[i : i + 1] for i in range(len(images))]),
-            nncf.Dataset(batches),
-            right,
-            max_drop=max_drop / 100,
-            subset_size=len(images),
-        )
-        openvino.save_model(made, path)
-    return path
+def _right(compiled, batches: Kept) -> tuple[float, None]:
+    """The accuracy of a compiled model, as NNCF asks for it; it wants no value for each image."""
+    hits = [compiled(images.numpy())[0].argmax(1) == labels.numpy() for images, labels in batches]
+    return float(np.concatenate(hits).mean()), None
 
 
 def precision_run(compiled) -> str:
