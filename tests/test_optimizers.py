@@ -1,12 +1,13 @@
 """Optimizers by name, and the facts that 01 shows with them."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from cvlab.lessons import optimizers
 from cvlab.models import LeNet
-from cvlab.train import OPTIMIZERS, Training
+from cvlab.train import OPTIMIZERS, Training, TrainingDiverged
 
 
 def stepped(name, lr=0.01):
@@ -62,7 +63,42 @@ def test_momentum_of_the_walk_is_the_one_asked_for():
     )
 
 
-def test_cost_has_a_row_for_every_optimizer():
-    table = optimizers.cost(LeNet(), ["SGD", "Adam"], rounds=3)
-    assert table["bytes_per_weight"].tolist() == [0, 8]
+def test_cost_has_a_row_for_every_optimizer_and_for_its_fused_form():
+    table = optimizers.cost(LeNet(), ["SGD", "Adam", "RMSprop"], rounds=3)
+    assert table.index.tolist() == ["SGD", "Adam", "RMSprop", "SGD, fused", "Adam, fused"]
+    assert table["bytes_per_weight"].tolist() == [0, 8, 4, 0, 8]
     assert (table["ms"] > 0).all()
+
+
+def test_leads_are_signed_paired_and_take_each_length_s_own_best_rate():
+    """Momentum at 0.1 begins badly and ends best; Adagrad at 0.1 loses 1 all the time."""
+    steps = np.arange(1000)
+    losses = pd.DataFrame(
+        {
+            ("momentum", 0.01): np.full(1000, 2.0),
+            ("momentum", 0.1): np.where(steps < 500, 3.0, 0.5),
+            ("Adagrad", 0.01): np.full(1000, 1.5),
+            ("Adagrad", 0.1): np.full(1000, 1.0),
+        }
+    )
+    table = optimizers.leads(losses)
+    assert table.loc[100, [0.01, 0.1, "own"]].tolist() == [0.5, 2, 1]
+    assert table.loc[1000, [0.01, 0.1, "own"]].tolist() == [0.5, -0.5, -0.5]
+    assert (table["low"] == table["own"]).all()  # losses that do not vary
+    assert len(optimizers.plot_leads(table, "t").axes[0].lines) == 4
+
+
+def test_a_duel_makes_no_known_training_again_and_lets_the_diverged_guess(drawn, monkeypatch):
+    training = Training(optimizer="momentum", lr=0.01, batch_size=50)
+    _, known = optimizers.train_lenet(drawn, training, torch.device("cpu"))
+
+    def diverges(*args):
+        raise TrainingDiverged("too far", known)
+
+    monkeypatch.setattr(optimizers, "train_lenet", diverges)
+    known.batch_rows[-1]["loss"] = float("inf")
+    losses = optimizers.duel(
+        drawn, training, None, [0.01, 9], {"momentum": known, "Adagrad": known}
+    )
+    assert losses.shape == (len(known.batch_rows), 4)
+    assert losses.iloc[-1].tolist() == [pytest.approx(np.log(len(drawn.classes)))] * 4
