@@ -111,14 +111,18 @@ class Training:
         decay = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
         return OPTIMIZERS[self.optimizer](params, lr=self.lr, **decay)
 
-    def budget(self, data: ImageData, rate: str, seeds: int) -> str:
-        """One line for above a comparison: what each contestant gets; `rate`: which, and why."""
+    def budget(self, data: ImageData, rate: str, seeds: int, judged: str = "") -> str:
+        """One line for above a comparison: what each contestant gets.
+
+        `rate`: which, and why. `judged`: how, where not on the validation images.
+        """
         seen = "cropped and mirrored" if self.augment else "as they are"
         pixels = data.size or data.train.images.shape[-1]
         return (
             f"Each gets {len(data.train):,} images of {pixels} px, {seen}; "
             f"{self.epochs / self.parts:g} passes, {self.batch_size} a batch; rate {rate}; "
-            f"seeds: {seeds}, for all the same; judged on the same {len(data.val):,} images."
+            f"seeds: {seeds}, for all the same; "
+            f"judged {judged or f'on the same {len(data.val):,} validation images'}."
         )
 
 

@@ -102,3 +102,22 @@ def test_a_duel_makes_no_known_training_again_and_lets_the_diverged_guess(drawn,
     )
     assert losses.shape == (len(known.batch_rows), 4)
     assert losses.iloc[-1].tolist() == [pytest.approx(np.log(len(drawn.classes)))] * 4
+
+
+def test_walks_tell_where_each_optimizer_ends_and_the_panels_hold_them_all():
+    walks = optimizers.walks({"SGD": 0.01, "Adagrad": 4.6416}, angles=(0, 30))
+    assert [(walk["optimizer"], walk["angle"]) for walk in walks] == [
+        ("SGD", 0),
+        ("Adagrad", 0),
+        ("SGD", 30),
+        ("Adagrad", 30),
+    ]
+    assert walks[1]["name"] == "Adagrad: arrives"
+    assert walks[0]["name"] == f"SGD: ends {walks[0]['end']:.2g} away"
+    edge = optimizers.plot_ravine(walks, "t").axes[0].get_xlim()[1]
+    assert max(np.abs(walk["points"]).max() for walk in walks) < edge < 9
+
+
+def test_the_leader_is_named_by_the_sign():
+    assert optimizers.leader(0.123) == "Adagrad leads by 0.12"
+    assert optimizers.leader(-0.5) == "momentum leads by 0.50"

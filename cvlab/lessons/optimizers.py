@@ -163,6 +163,11 @@ def leads(losses: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def leader(lead: float) -> str:
+    """Who is ahead by how much, in words, from a number of `leads`."""
+    return f"{'Adagrad' if lead > 0 else 'momentum'} leads by {abs(lead):.2f}"
+
+
 def plot_leads(table: pd.DataFrame, title: str) -> Figure:
     """`leads` over the length of training: above 0 Adagrad is ahead."""
     names = {rate: f"both at {rate:g}" for rate in table.columns if isinstance(rate, float)}
@@ -247,6 +252,24 @@ def best_rate(name: str) -> float:
     return float(rates[np.nanargmin(ends)])
 
 
+def walks(rates: Mapping[str, float], angles: Sequence[float]) -> list[dict]:
+    """Every optimizer at its rate down the ravine turned by every angle, for `plot_ravine`.
+
+    Returns:
+        dicts: `optimizer`, `angle`, `points`, `end` (distance from the minimum), `name` in words.
+    """
+    found = []
+    for angle in angles:
+        for name, lr in rates.items():
+            points = path(name, lr, angle=angle)
+            end = np.hypot(*points[-1])
+            words = f"{name}: arrives" if end < 1e-9 else f"{name}: ends {end:.2g} away"
+            found.append(
+                {"optimizer": name, "angle": angle, "points": points, "end": end, "name": words}
+            )
+    return found
+
+
 def state_bytes(optimizer: optim.Optimizer) -> int:
     """Bytes of memory that an optimizer keeps between steps, beside the weights and gradients."""
     parts = getattr(optimizer, "_parts", [optimizer])
@@ -311,13 +334,16 @@ def plot_losses(histories: Mapping, title: str = "Mean training loss of each epo
 def plot_ravine(walks: Sequence[dict], title: str) -> Figure:
     """Walks over the contours of the ravine, one panel each.
 
-    A walk is a dict: `name`, `angle` in degrees, and `points`, see `path`.
+    A walk is a dict: `name`, `angle` in degrees, and `points`, see `path`. The panels reach as
+    far as the walks, but not beyond 9.
     """
     columns = min(4, len(walks))
     rows = -(-len(walks) // columns)
     size = (2.25 * columns + 0.3, 2.4 * rows + 0.5)
     figure, axes = canvas(title, columns, rows, size=size, squeeze=False, sharex=True, sharey=True)
-    x, y = np.meshgrid(*[np.linspace(-4.6, 4.6, 160)] * 2)
+    far = max(np.nanmax(np.abs(walk["points"])) for walk in walks)
+    edge = np.clip(1.1 * far, 4.6, 9)
+    x, y = np.meshgrid(*[np.linspace(-edge, edge, 200)] * 2)
     levels = np.geomspace(0.3, 900, 8)
     for axis, walk in zip(axes.flat, walks, strict=True):
         height = ravine(x, y, walk["angle"])
@@ -325,7 +351,7 @@ def plot_ravine(walks: Sequence[dict], title: str) -> Figure:
         axis.plot(*walk["points"].T, "-o", color=COLOURS[0], markersize=2.5, linewidth=1)
         axis.plot(0, 0, "*", color=COLOURS[1], markersize=9)
         axis.set_title(walk["name"], fontsize=9, loc="left")
-        axis.set(xlim=(-4.6, 4.6), ylim=(-4.6, 4.6), aspect="equal", xticks=[], yticks=[])
+        axis.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal", xticks=[], yticks=[])
     return figure
 
 
