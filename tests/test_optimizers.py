@@ -118,6 +118,10 @@ def test_walks_tell_where_each_optimizer_ends_and_the_panels_hold_them_all():
     assert max(np.abs(walk["points"]).max() for walk in walks) < edge < 9
 
 
-def test_the_leader_is_named_by_the_sign():
-    assert optimizers.leader(0.123) == "Adagrad leads by 0.12"
-    assert optimizers.leader(-0.5) == "momentum leads by 0.50"
+@pytest.mark.parametrize(
+    ("own", "low", "said"),
+    [(0.12, 0.1, "Adagrad leads by 0.12"), (-0.5, -0.6, "momentum leads by 0.50"), (0.1, -0.1, "")],
+)
+def test_who_leads_is_said_by_the_sign_and_only_where_the_interval_leaves_out_0(own, low, said):
+    row = pd.Series({"own": own, "low": low, "high": 2 * own - low})
+    assert optimizers.leader(row) == (said or "neither leads")

@@ -163,24 +163,25 @@ def leads(losses: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def leader(lead: float) -> str:
-    """Who is ahead by how much, in words, from a number of `leads`."""
-    return f"{'Adagrad' if lead > 0 else 'momentum'} leads by {abs(lead):.2f}"
+def leader(row: pd.Series) -> str:
+    """In words, who is ahead at own rates and by how much, from a row of `leads`."""
+    if row["low"] < 0 < row["high"]:
+        return "neither leads"
+    return f"{'Adagrad' if row['own'] > 0 else 'momentum'} leads by {abs(row['own']):.2f}"
 
 
 def plot_leads(table: pd.DataFrame, title: str) -> Figure:
     """`leads` over the length of training: above 0 Adagrad is ahead."""
     names = {rate: f"both at {rate:g}" for rate in table.columns if isinstance(rate, float)}
-    shown = table.rename(columns=names | {"own": "each at its best"})
-    shown = shown[[*names.values(), "each at its best"]]
-    lines = {name: (shown.index.tolist(), column.tolist()) for name, column in shown.items()}
+    names["own"] = "each at its best"
+    steps = table.index.tolist()
+    lines = {name: (steps, table[column].tolist()) for column, name in names.items()}
     labels = ("training steps (log scale)", "momentum's loss minus Adagrad's")
-    figure = curves(lines, title, *labels, xscale="log")
-    axis = figure.axes[0]
-    axis.fill_between(
-        table.index, table["low"], table["high"], color=COLOURS[len(names)], alpha=0.25
-    )
-    axis.axhline(0, color=COLOURS[6], linewidth=1)
+    ends = table.to_numpy().min() - 0.03, table.to_numpy().max() + 0.03
+    figure = curves(lines, title, *labels, xscale="log", ylim=ends)
+    band = {"color": COLOURS[len(names) - 1], "alpha": 0.25}
+    figure.axes[0].fill_between(steps, table["low"], table["high"], **band)
+    figure.axes[0].axhline(0, color=COLOURS[6], linewidth=1)
     footnote(figure, "Above 0 Adagrad is ahead. Band: 95 % interval over the batches; one seed.")
     return figure
 
