@@ -120,7 +120,7 @@ class Training:
         pixels = data.size or data.train.images.shape[-1]
         return (
             f"Each gets {len(data.train):,} images of {pixels} px, {seen}; "
-            f"{self.epochs / self.parts:g} passes, {self.batch_size} a batch; rate {rate}; "
+            f"passes: {self.epochs / self.parts:g}, {self.batch_size} a batch; rate {rate}; "
             f"seeds: {seeds}, for all the same; "
             f"judged {judged or f'on the same {len(data.val):,} validation images'}."
         )

@@ -108,7 +108,8 @@ def summary(runs: pd.DataFrame, answers: Mapping, labels: Tensor) -> pd.DataFram
         cells = {"optimizer": name, "rate": f"{lr:g}"}
         cells |= over_seeds(group["correct"], int(group["n"].iloc[0]))
         apart, low, high = (100 * x for x in paired_means(logits(first), logits(name), labels))
-        cells["behind the first, points"] = f"{apart:.1f} ({low:.1f} to {high:.1f})"
+        told = f"{apart:.1f} ({low:.1f} to {high:.1f})"
+        cells["behind the first, points"] = "–" if name == first else told
         cells["seconds a run"] = f"{group['seconds'].median():.1f}"
         rows.append(cells | {"mean": group["test_accuracy"].mean()})
     table = pd.DataFrame(rows).sort_values("mean", ascending=False).drop(columns="mean")
