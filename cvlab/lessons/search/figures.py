@@ -68,7 +68,7 @@ def front(table: pd.DataFrame, title: str, xlabel: str, ylabel: str, chosen: int
     figure, axis = canvas(title, size=(7.5, 4))
     axis.set_xscale("log")
     best = table[table["best"]].sort_values("x")
-    axis.plot(table["x"], table["y"], "o", color=COLOURS[7], markersize=5, label="beaten in both")
+    axis.plot(table["x"], table["y"], "o", color=COLOURS[7], markersize=5, label="beaten")
     axis.step(best["x"], best["y"], "-s", where="post", color=COLOURS[0], label="Pareto front")
     ours = table.loc[chosen]
     axis.plot(ours["x"], ours["y"], "*", color=COLOURS[1], markersize=16, label="our choice")
