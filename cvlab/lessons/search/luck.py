@@ -115,11 +115,14 @@ def against(winner: str, answers: Mapping[str, torch.Tensor], labels: torch.Tens
         labels: int64 [N].
 
     Returns:
-        a row for each of `answers`: `accuracy`, `ahead`, `low`, `high`; in percent and points.
+        a row for each of `answers`: `accuracy`, `ahead`, `low`, `high`; in percent and points. The
+        winner's own has an accuracy only.
     """
     rows = {
         name: (score(logits, labels).accuracy, *paired_drop(answers[winner], logits, labels))
         for name, logits in answers.items()
     }
     columns = ["accuracy", "ahead", "low", "high"]
-    return 100 * pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    table = 100 * pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    table.loc[winner, columns[1:]] = np.nan
+    return table
