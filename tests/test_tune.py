@@ -234,3 +234,11 @@ def test_the_widget_draws_any_two_parameters():
     before = picture.value
     x.value = "width"
     assert picture.value != before
+
+
+def test_unseen_images_are_none_of_those_that_trials_are_judged_on(drawn):
+    """Else what a search has kept would be scored on images that it had seen."""
+    judged = {image.numpy().tobytes() for image in drawn.take(n_val=120).val.images}
+    others = {image.numpy().tobytes() for image in tune.unseen(drawn, 120).val.images}
+    assert not judged & others
+    assert len(judged | others) == len({i.numpy().tobytes() for i in drawn.val.images})

@@ -107,7 +107,7 @@ KNOWN_KNOBS = {  # what earlier notebooks ended with, to be beaten
 class Objective:
     """Train what a trial asks for and judge it: called with a trial, it returns the score.
 
-    The score is the accuracy on the first `val_images` of the validation images. It is reported to
+    The score is the accuracy on `val_images` of the validation images, always the same. It is reported to
     Optuna after every epoch, and Optuna may prune the trial then. A training that diverges scores
     what guessing does. The trial keeps as `user_attrs`: `MACs` of one image, `seconds` of
     training and the `machine`, `val_accuracy`, and `one_batch`, the accuracy on one batch of 32.
@@ -295,8 +295,8 @@ def again(
 
 
 def unseen(data: ImageData, used: int) -> ImageData:
-    """The data with those validation images only that come after the first `used`."""
-    return replace(data, val=data.val.select(range(used, len(data.val))))
+    """The data with those validation images only that a trial judged on `used` has not seen."""
+    return replace(data, val=data.val.rest(used))
 
 
 @dataclass(frozen=True)
