@@ -107,10 +107,11 @@ KNOWN_KNOBS = {  # what earlier notebooks ended with, to be beaten
 class Objective:
     """Train what a trial asks for and judge it: called with a trial, it returns the score.
 
-    The score is the accuracy on `val_images` of the validation images, always the same. It is reported to
-    Optuna after every epoch, and Optuna may prune the trial then. A training that diverges scores
-    what guessing does. The trial keeps as `user_attrs`: `MACs` of one image, `seconds` of
-    training and the `machine`, `val_accuracy`, and `one_batch`, the accuracy on one batch of 32.
+    The score is the accuracy on `val_images` of the validation images, always the same. It is
+    reported to Optuna after every epoch, and Optuna may prune the trial then. A training that
+    diverges scores what guessing does. The trial keeps as `user_attrs`: `MACs` of one image,
+    `seconds` of training and the `machine`, `val_accuracy`, and `one_batch`, the accuracy on one
+    batch of 32.
 
     `space` is a key of `SPACES`. A trial's budget is `epochs`, each of which is one of the `parts`
     of a pass over `images`; `seed` is that of every training. With `by_one_batch` Optuna sees that
