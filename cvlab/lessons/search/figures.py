@@ -86,7 +86,9 @@ def explore(trials: pd.DataFrame) -> widgets.Widget:
 
     `trials`: columns `score`, a fraction, and the parameters.
     """
-    names = [name for name in trials if name != "score" and trials[name].nunique() > 1]
+    every = [name for name in trials if name != "score"]
+    varied = [name for name in every if trials[name].nunique() > 1]
+    names = varied if len(varied) > 1 else every  # of a search that had time for one trial
     x = widgets.Dropdown(options=names, value=names[0], description="across")
     y = widgets.Dropdown(options=names, value=names[1], description="up")
 
