@@ -41,6 +41,10 @@ class Split:
             raise ValueError(f"take({n}) was asked for; at least 1 image is needed.")
         return self.select(_round_robin(self.labels.numpy())[:n])
 
+    def rest(self, n: int) -> "Split":
+        """The images that `take(n)` leaves."""
+        return self.select(_round_robin(self.labels.numpy())[n:])
+
     def select(self, indices: np.ndarray) -> "Split":
         """The images at `indices`, int [n], in that order."""
         chosen = torch.as_tensor(indices)

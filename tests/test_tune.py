@@ -184,6 +184,9 @@ def test_samplers_are_compared_by_the_honest_score_of_what_they_declare_best(obj
     batch, honest = runs[runs["contestant"] == "one batch"], runs[runs["contestant"] == "random"]
     assert (batch["promised"] * 32 % 1 == 0).all()
     assert (honest["promised"] == honest["val_accuracy"]).all()
+    last = runs.iloc[-1]
+    others = replace(objective, seed=1, data=tune.unseen(objective.data, objective.val_images))
+    assert others(FixedTrial(last["params"])) == last["kept"]
 
 
 def test_trials_that_were_measured_otherwise_are_not_mixed(objective):
@@ -234,3 +237,18 @@ def test_the_widget_draws_any_two_parameters():
     before = picture.value
     x.value = "width"
     assert picture.value != before
+
+
+def test_the_widget_stands_where_a_slow_machine_had_time_for_one_trial():
+    study = new_study("slices", sampler="random", pruner="none")
+    tune.search(study, with_two_parameters, trials=1, what=None)
+    box = figures.explore(tune.table(study, "COMPLETE").drop(columns=["epochs", "seconds"]))
+    assert box.children[0].value != box.children[1].value
+
+
+def test_unseen_images_are_none_of_those_that_trials_are_judged_on(drawn):
+    """Else what a search has kept would be scored on images that it had seen."""
+    judged = {image.numpy().tobytes() for image in drawn.take(n_val=120).val.images}
+    others = {image.numpy().tobytes() for image in tune.unseen(drawn, 120).val.images}
+    assert not judged & others
+    assert len(judged | others) == len({i.numpy().tobytes() for i in drawn.val.images})

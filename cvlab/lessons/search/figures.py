@@ -68,7 +68,7 @@ def front(table: pd.DataFrame, title: str, xlabel: str, ylabel: str, chosen: int
     figure, axis = canvas(title, size=(7.5, 4))
     axis.set_xscale("log")
     best = table[table["best"]].sort_values("x")
-    axis.plot(table["x"], table["y"], "o", color=COLOURS[7], markersize=5, label="beaten in both")
+    axis.plot(table["x"], table["y"], "o", color=COLOURS[7], markersize=5, label="beaten")
     axis.step(best["x"], best["y"], "-s", where="post", color=COLOURS[0], label="Pareto front")
     ours = table.loc[chosen]
     axis.plot(ours["x"], ours["y"], "*", color=COLOURS[1], markersize=16, label="our choice")
@@ -86,7 +86,9 @@ def explore(trials: pd.DataFrame) -> widgets.Widget:
 
     `trials`: columns `score`, a fraction, and the parameters.
     """
-    names = [name for name in trials if name != "score" and trials[name].nunique() > 1]
+    every = [name for name in trials if name != "score"]
+    varied = [name for name in every if trials[name].nunique() > 1]
+    names = varied if len(varied) > 1 else every  # of a search that had time for one trial
     x = widgets.Dropdown(options=names, value=names[0], description="across")
     y = widgets.Dropdown(options=names, value=names[1], description="up")
 
