@@ -7,14 +7,16 @@ folder holds the executed notebooks, each its own record, their figures and `run
 import json
 import logging
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import distributions
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -177,7 +179,8 @@ def _begin(plan: Plan, out: Path, resume: bool) -> dict[str, Executed]:
         "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    store_text(as_json(asdict(plan) | {"about": about}), out / "run.json")
+    stored = asdict(plan) | {"about": about, "packages": installed()}
+    store_text(as_json(stored), out / "run.json")
     results = {name: Executed(name) for name in plan.notebooks}
     for name in plan.notebooks if resume else ():
         results[name] = records.read(out / f"{name}.ipynb")
@@ -189,7 +192,13 @@ def _begin(plan: Plan, out: Path, resume: bool) -> dict[str, Executed]:
 def read_plan(out: Path) -> Plan:
     """The plan in a run's folder; what else is in `run.json` is for the report."""
     content = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    return Plan(**{key: value for key, value in content.items() if key != "about"})
+    return Plan(**{one.name: content[one.name] for one in fields(Plan) if one.name in content})
+
+
+def installed() -> dict[str, str]:
+    """Name -> version of every package here, and of Python, for whoever asks what changed."""
+    found = {d.name: d.version for d in distributions()}
+    return {"python": platform.python_version()} | dict(sorted(found.items()))
 
 
 @contextmanager
