@@ -151,7 +151,7 @@ def _capabilities(told: Mapping[str, str]) -> dict:
 def _cpuinfo() -> dict[str, str]:
     """What Linux says of the first core; nothing on other systems."""
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             first = file.read().split("\n\n")[0]
     except OSError:
         return {}

@@ -1,8 +1,6 @@
 """The clock: what it counts, and that contestants take turns."""
 
 import hashlib
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -131,7 +129,7 @@ def broken(inputs, threads):
 
 
 def deadly(inputs, threads):
-    return partial(os.kill, os.getpid(), signal.SIGKILL)
+    return psutil.Process().kill
 
 
 def busy(inputs, threads):

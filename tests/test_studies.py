@@ -92,7 +92,7 @@ def test_a_file_that_is_no_journal_is_named(tmp_path):
     path.write_text("this is\nnot a journal\n")
     with pytest.raises(StudyError, match=r"s\.journal"):
         new_study("s", path)
-    assert path.read_text().startswith("this is")
+    assert path.read_text(encoding="utf-8").startswith("this is")
 
 
 def test_a_database_that_does_not_answer_is_one_message():

@@ -72,7 +72,9 @@ def test_a_workflow_runs_what_anybody_can_run(command):
     if command.startswith("make "):
         words = shlex.split(command)
         made = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
-        named = re.findall(r"^(\w+) \?=|\$\(if \$\((\w+)\)", (ROOT / "Makefile").read_text(), re.M)
+        named = re.findall(
+            r"^(\w+) \?=|\$\(if \$\((\w+)\)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M
+        )
         assert words[1] in made
         assert {word.split("=")[0] for word in words[2:]} <= {
             name for pair in named for name in pair

@@ -27,6 +27,7 @@ from cvlab.paths import as_json, data_folder, project_root, store_text
 from cvlab.profiles import ParameterError, check_parameters, profiles
 from cvlab.records import NOT_RUN, STATES, Executed
 
+STORED = "cvlab:"  # in papermill's eyes a kind of address, for which we do the writing
 CELL_SECONDS = {"smoke": 600, "class": 3600, "full": None}  # a hung cell must not cost a night
 
 
@@ -289,15 +290,29 @@ def tell(result: Executed) -> None:
     print(f"{result.name}: {how}, {result.held} of {len(result.claims)} claims hold", flush=True)
 
 
+class _Stored:
+    """How papermill is to write: its own way leaves an empty file where a letter cannot be."""
+
+    @staticmethod
+    def write(text: str, path: str) -> None:
+        store_text(text, Path(path.removeprefix(STORED)))
+
+    @staticmethod
+    def pretty_path(path: str) -> str:
+        return path.removeprefix(STORED)
+
+
 def _papermill(task: Task, target: Path, slot: int) -> None:
     import papermill
+    from papermill.iorw import papermill_io
 
+    papermill_io.register(STORED, _Stored)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # the table says it better
     bar = {"desc": f"  {task.path.stem}", "position": slot, "leave": False}
     folder = project_root() / "notebooks"  # a worker with an installed cvlab has no such folder
     papermill.execute_notebook(
         str(task.path),
-        str(target),
+        STORED + str(target),
         parameters=task.parameters,
         progress_bar=bar if sys.stderr.isatty() else False,
         cwd=str(folder if folder.is_dir() else project_root()),
