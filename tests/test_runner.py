@@ -197,6 +197,7 @@ def test_doctor_reports_what_is_missing_and_what_to_do(workbook, capsys):
     out = capsys.readouterr().out
     assert "python -m cvlab data fetch cifar10" in out
     assert "torch 2" in out
+    assert "torch.compile" in out
     assert "!!" not in out
 
 

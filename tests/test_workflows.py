@@ -44,6 +44,14 @@ def test_actionlint_would_see_a_workflow_that_broke(tmp_path):
     assert "pyhton" in said
 
 
+def test_a_checkout_on_windows_has_our_line_ends(tmp_path):
+    """Git for Windows turns them into CRLF, which breaks a fingerprint and a shell."""
+    clone = ["git", "-c", "safe.directory=*", "-c", "core.autocrlf=true", "clone", "--quiet"]
+    subprocess.run([*clone, "--depth=1", ROOT.as_uri(), tmp_path / "clone"], check=True)
+    for name in ("Makefile", "README.md", "notebooks/00_environment.ipynb", ".ci/run"):
+        assert b"\r\n" not in (tmp_path / "clone" / name).read_bytes()
+
+
 def test_actions_are_pinned_to_one_commit_each():
     """A tag can be moved to other code; the comment names the version for the reader."""
     text = "".join(file.read_text(encoding="utf-8") for file in FILES)

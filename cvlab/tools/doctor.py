@@ -1,6 +1,7 @@
 """What is on this machine, what is missing, and what to do about it."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 
@@ -21,6 +22,9 @@ def report() -> Iterator[str]:
         yield f"  {'ok' if machine.has(feature) else '--'}  {feature}: {use}"
     gpu = f"ok  GPU: {machine.gpu}" if machine.gpu else "--  no GPU; the full profile needs one"
     yield f"  {gpu}"
+    compiler = any(map(shutil.which, ("g++", "clang++")))
+    missing = "--  no C++ compiler (g++, clang++): 05 has no row of torch.compile"
+    yield f"  {'ok  a C++ compiler: torch.compile takes part in 05' if compiler else missing}"
     yield "Packages"
     yield from _packages()
     yield "Data"
