@@ -72,18 +72,16 @@ def build(python: str, folder: Path) -> Path:
     run([python, "-m", "venv", "--clear", str(folder / "env")])
     inside, wanted = folder / "env" / "bin" / "python", pins()
     run([inside, "-m", "pip", "install", "-qq", f"pip=={wanted.pop('pip')}"])
-    binary = ["--only-binary", ":all:"]  # to compile pandas takes longer than all the rest
-    install = [inside, "-m", "pip", "install", "-qq", *binary]
+    install = [inside, "-m", "pip", "install", "-qq"]
+    install += ["--only-binary", ":all:"]  # to compile pandas takes longer than all the rest
     while True:
         done = run([*install, *(f"{name}=={wanted[name]}" for name in wanted)], check=False)
-        lacking = re.search(r"No matching distribution found for ([\w.-]+)==", done.stderr)
+        lacking = re.search(r"requirement ([\w.-]+)==\S+ \(from versions: (.*)\)", done.stderr)
         if not lacking:
             break
-        name = lacking[1]
-        listed = run([inside, "-m", "pip", "index", "versions", *binary, name], check=False).stdout
-        found = re.search(r"Available versions: (.*)", listed)
-        taken = nearest(wanted[name], found[1].split(", ") if found else [])
-        print(f"  {name} {wanted[name]} is not to be had here, {taken} taken instead")
+        name, known = lacking[1], [] if lacking[2] == "none" else lacking[2].split(", ")
+        taken = nearest(wanted[name], known)
+        print(f"  {name} {wanted[name]} is not to be had here, {taken} taken instead", flush=True)
         wanted[name] = taken
     expect(done.returncode == 0, done.stderr[-3000:])
     run([inside, "-m", "pip", "uninstall", "-qq", "-y", "jedi"])  # Colab's IPython has none
