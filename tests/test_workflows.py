@@ -35,13 +35,13 @@ def test_actionlint_finds_nothing_to_say():
 
 
 def test_actionlint_would_see_a_workflow_that_broke(tmp_path):
-    """A misspelt context, for one: GitHub would take it for an empty text and go on."""
+    """A context that is not there, for one: GitHub would take it for an empty text and go on."""
     broken = tmp_path / "broken.yml"
     text = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
-    broken.write_text(text.replace("matrix.python", "matrix.pyhton"), encoding="utf-8")
+    broken.write_text(text.replace("matrix.python", "matrix.nothing"), encoding="utf-8")
     code, said = actionlint(broken)
     assert code
-    assert "pyhton" in said
+    assert "nothing" in said
 
 
 def test_a_checkout_on_windows_has_our_line_ends(tracked):
