@@ -47,7 +47,8 @@ def _notebooks(old: Folder, new: Folder) -> Iterator[tuple[str, ...]]:
     for name in (name for name in new.notebooks if name in old.notebooks):
         before, now = old.notebooks[name], new.notebooks[name]
         if before.status != now.status:
-            yield "notebook", name, before.status, f"{now.status} {now.error}"[:200]
+            why = f"{now.status}: {now.error}" if now.error else now.status
+            yield "notebook", name, before.status, why[:200]
         for text in before.claims | now.claims:
             was, is_now = before.claims.get(text), now.claims.get(text)
             if was != is_now:
