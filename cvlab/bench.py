@@ -327,7 +327,7 @@ def _peak_of(prepare: Callable[[], Call]) -> float:
 def _peak_resident() -> int:
     """The highest resident memory of this process so far, in bytes."""
     if sys.platform == "linux":  # getrusage tells the parent's peak too: that survives exec
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset

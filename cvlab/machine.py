@@ -151,12 +151,26 @@ def _capabilities(told: Mapping[str, str]) -> dict:
 def _cpuinfo() -> dict[str, str]:
     """What Linux says of the first core; nothing on other systems."""
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             first = file.read().split("\n\n")[0]
     except OSError:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def no_compiler() -> str:
+    """Why `torch.compile` finds no C++ compiler here, in a line; "" where it finds one.
+
+    torch is asked: it takes g++ on Linux, clang++ on macOS, cl on Windows, and tries them.
+    """
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()
+    except Exception as error:  # also where it has moved to in another torch
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return ""
 
 
 def versions(packages: tuple[str, ...] = ("torch", "torchvision", "onnxruntime", "optuna")) -> str:

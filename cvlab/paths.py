@@ -70,8 +70,12 @@ def replace_atomically(write, target: Path) -> Path:
 
 
 def store_text(text: str, target: Path) -> Path:
-    """Write a text file in UTF-8 by `replace_atomically`."""
-    return replace_atomically(lambda path: path.write_text(text, encoding="utf-8"), target)
+    """Write a text file in UTF-8 by `replace_atomically`.
+
+    In a C locale a path can hold bytes that are no letters: they are written as JSON writes them.
+    """
+    content = text.encode("utf-8", errors="backslashreplace")
+    return replace_atomically(lambda path: path.write_bytes(content), target)
 
 
 def as_json(content: dict) -> str:

@@ -159,7 +159,7 @@ class RawData:
 
 def class_names(name: str) -> list[str]:
     """The published class names, in label order."""
-    return (Path(__file__).parent / "classes" / f"{name}.txt").read_text().split()
+    return (Path(__file__).parent / "classes" / f"{name}.txt").read_text(encoding="utf-8").split()
 
 
 def forms(name: str) -> list[str]:

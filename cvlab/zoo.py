@@ -101,7 +101,7 @@ def categories() -> list[str]:
 
 @cache
 def _known() -> dict[str, dict]:
-    return tomllib.loads(CARDS.read_text())
+    return tomllib.loads(CARDS.read_text(encoding="utf-8"))
 
 
 def _torchvision_card(weights) -> dict:

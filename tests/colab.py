@@ -72,29 +72,33 @@ def build(python: str, folder: Path) -> Path:
     run([python, "-m", "venv", "--clear", str(folder / "env")])
     inside, wanted = folder / "env" / "bin" / "python", pins()
     run([inside, "-m", "pip", "install", "-qq", f"pip=={wanted.pop('pip')}"])
-    command = [inside, "-m", "pip", "install", "-qq"]
-    done = run([*command, *(f"{name}=={wanted[name]}" for name in wanted)], check=False)
-    if done.returncode:  # a version is not to be had: look for each
-        for name, version in wanted.items():
-            listed = run([inside, "-m", "pip", "index", "versions", name], check=False).stdout
-            found = re.search(r"Available versions: (.*)", listed)
-            wanted[name] = nearest(version, found[1].split(", ") if found else [])
-            if wanted[name] != version:
-                print(f"  {name} {version} is not to be had here, {wanted[name]} taken instead")
-        run([*command, *(f"{name}=={wanted[name]}" for name in wanted)])
+    install = [inside, "-m", "pip", "install", "-qq"]
+    install += ["--only-binary", ":all:"]  # to compile pandas takes longer than all the rest
+    while True:
+        done = run([*install, *(f"{name}=={wanted[name]}" for name in wanted)], check=False)
+        lacking = re.search(r"requirement ([\w.-]+)==\S+ \(from versions: (.*)\)", done.stderr)
+        if not lacking:
+            break
+        name, known = lacking[1], [] if lacking[2] == "none" else lacking[2].split(", ")
+        taken = nearest(wanted[name], known)
+        print(f"  {name} {wanted[name]} is not to be had here, {taken} taken instead", flush=True)
+        wanted[name] = taken
+    expect(done.returncode == 0, done.stderr[-3000:])
     run([inside, "-m", "pip", "uninstall", "-qq", "-y", "jedi"])  # Colab's IPython has none
     return inside
 
 
 def colab_like(named: str | None) -> str:
-    """The Python to build with: the one named, else a 3.12 as on Colab, else this one."""
-    for candidate in [named] if named else ["python3.12", sys.executable]:
+    """The Python to build with: the one named, else a 3.13 as on Colab, else this one."""
+    for candidate in [named] if named else ["python3.13", sys.executable]:
         command = [candidate, "-c", "import sys; print(sys.version.split()[0])"]
         try:
             version = run(command).stdout.strip()
         except (OSError, Failed):
             continue
-        print(f"Python {version}, {candidate}" + ("" if "3.12" in version else " (Colab has 3.12)"))
+        print(
+            f"Python {version}, {candidate}" + ("" if "3.13." in version else " (Colab has 3.13)")
+        )
         return candidate
     raise Failed(f"{named!r} was given as Python, and does not run. Name one with --python.")
 
@@ -246,7 +250,7 @@ def main(options: argparse.Namespace, folder: Path) -> None:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     made.add_argument("notebooks", nargs="*", default=["00_environment", "05_onnx", "06_int8"])
-    made.add_argument("--python", help="default: python3.12, else the one that runs this")
+    made.add_argument("--python", help="default: python3.13, else the one that runs this")
     made.add_argument("--folder", type=Path, help="default: a temporary one, removed at the end")
     return made
 

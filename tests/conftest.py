@@ -17,6 +17,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from cvlab import data as cvdata
 
 ROOT = Path(__file__).parent.parent
+NEED_POSIX = ["test_grad*.py", "test_cluster.py"]  # they fork, limit and signal processes
+collect_ignore_glob = NEED_POSIX if os.name == "nt" else []
 PROFILES = """
 [10_good.smoke]
 n = 1

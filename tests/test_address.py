@@ -64,7 +64,7 @@ def test_in_texts_links_to_the_repository_change_and_nothing_like_them(clone):
     root, now = clone
     address.change("somebody/their-fork")
     for name in ("README.md", "CONTRIBUTING.md", "notebooks/more.md"):
-        assert (root / name).read_text() == (
+        assert (root / name).read_text(encoding="utf-8") == (
             f"git clone https://github.com/somebody/their-fork.git\n"
             f"https://github.com/{now}-2 {now}\n"
         )
@@ -91,7 +91,9 @@ def test_a_change_that_was_stopped_can_be_made_again(clone, monkeypatch, after):
     assert agree, line
     assert line.startswith(f"{now}.new: ")
     assert (
-        (root / "README.md").read_text().startswith(f"git clone https://github.com/{now}.new.git")
+        (root / "README.md")
+        .read_text(encoding="utf-8")
+        .startswith(f"git clone https://github.com/{now}.new.git")
     )
 
 
@@ -117,7 +119,7 @@ def test_without_an_argument_it_shows_what_is_named_and_whether_all_agree(clone,
     assert main(["address"]) == 0
     assert capsys.readouterr().out.startswith(f"{now}: named by")
     path = root / "notebooks" / "05_onnx.ipynb"
-    path.write_text(path.read_text().replace(f"/github/{now}", "/github/other/one"))
+    path.write_text(path.read_text(encoding="utf-8").replace(f"/github/{now}", "/github/other/one"))
     assert main(["address"]) == 1
     assert "other/one (05_onnx)" in capsys.readouterr().out
     assert main(["address", "x/y"]) == 0  # and one command makes them agree again
@@ -127,7 +129,7 @@ def test_without_an_argument_it_shows_what_is_named_and_whether_all_agree(clone,
 def test_a_notebook_without_a_badge_is_named(clone, capsys):
     root, _ = clone
     path = root / "notebooks" / "05_onnx.ipynb"
-    path.write_text(path.read_text().replace("/blob/main/", "/"))
+    path.write_text(path.read_text(encoding="utf-8").replace("/blob/main/", "/"))
     assert main(["address"]) == 1
     assert "no badge or no bootstrap cell in 05_onnx." in capsys.readouterr().out
 

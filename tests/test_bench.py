@@ -1,8 +1,6 @@
 """The clock: what it counts, and that contestants take turns."""
 
 import hashlib
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -131,7 +129,7 @@ def broken(inputs, threads):
 
 
 def deadly(inputs, threads):
-    return partial(os.kill, os.getpid(), signal.SIGKILL)
+    return psutil.Process().kill
 
 
 def busy(inputs, threads):
@@ -160,6 +158,13 @@ def test_a_race_finds_the_cost_of_each():
     assert table.loc["4 ms", "low"] <= table.loc["4 ms", "ratio"] <= table.loc["4 ms", "high"]
     assert table.loc["4 ms", "images/s"] == pytest.approx(500, rel=0.15)
     assert table["n"].tolist() == [20, 20]
+
+
+def test_a_race_needs_no_fork(monkeypatch):
+    """Windows has none: there each process imports everything anew."""
+    monkeypatch.setattr(bench, "get_all_start_methods", lambda: ["spawn"])
+    field = {name: Contestant(partial(sleeper, 0.001), BATCH, 1) for name in "ab"}
+    assert race(field, rounds=2, warmup=1, processes=1)["n"].tolist() == [4, 4]
 
 
 def test_a_frozen_rival_takes_nobodys_core():

@@ -71,7 +71,7 @@ class Cluster:
             )
         self.processes.append(process)
         ready = rf"{'Scheduler at' if kind == 'scheduler' else 'Registered to'}: +(tcp://\S+)"
-        return wait_for(lambda: re.search(ready, said.read_text())).group(1)
+        return wait_for(lambda: re.search(ready, said.read_text(encoding="utf-8"))).group(1)
 
     def workers(self):
         return [one for one in self.processes[1:] if one.poll() is None]
@@ -143,7 +143,7 @@ def as_process(root, *arguments):
 def pids(log):
     """(kernel, its worker) as a notebook has noted them; nothing before that."""
     file = log.with_name("ran.pids")
-    text = file.read_text() if file.exists() else ""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
     return tuple(map(int, text.split())) if text.endswith(" ") else ()
 
 
@@ -174,7 +174,7 @@ def test_the_cluster_gives_the_same_as_this_machine(two_workers, capsys):
         results = runner.execute(plan, out, crew=crew)
         tables.append([(r.name, r.status, r.held, r.claims, r.error) for r in results])
         for name in ("figures/10_what.png", "models/10_net.pt"):
-            assert (out / name).read_text() == name
+            assert (out / name).read_text(encoding="utf-8") == name
         assert printed(out / "10_good.ipynb") == "3 smoke synthetic\n"
         assert printed(out / "11_bad.failed.ipynb") == "so far\n"
         files = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
@@ -194,7 +194,7 @@ def test_a_lost_workers_notebook_runs_again_elsewhere(two_workers, capsys):
 
     def kill():
         killed.extend(wait_for(lambda: pids(log)))
-        os.kill(killed[1], signal.SIGKILL)
+        psutil.Process(killed[1]).kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -203,7 +203,7 @@ def test_a_lost_workers_notebook_runs_again_elsewhere(two_workers, capsys):
     assert [r.status for r in results] == ["passed"] * 3
     assert "11_bad: worker tcp://127.0.0.1" in capsys.readouterr().out
     assert pids(log)[1] in [worker.pid for worker in cluster.workers()]
-    assert sorted(log.read_text().split()) == ["bad", "bad", "good", "last"]
+    assert sorted(log.read_text(encoding="utf-8").split()) == ["bad", "bad", "good", "last"]
     wait_for(lambda: is_gone(killed[0]), 20)
 
 
@@ -220,19 +220,19 @@ def test_resume_repeats_nothing_that_finished_here_or_there(two_workers, capsys)
     cluster, root, log = two_workers
     there = ("--scheduler", cluster.address, "--out", root / "out")
     assert command("run", "10", "11", *there) == 1
-    assert sorted(log.read_text().split()) == ["bad", "good"]
+    assert sorted(log.read_text(encoding="utf-8").split()) == ["bad", "good"]
     log.write_text("")
     assert command("run", "--resume", "--out", root / "out") == 1
-    assert log.read_text() == "bad "
+    assert log.read_text(encoding="utf-8") == "bad "
     rewrite(root, "11_bad", "1 / 0", "")
     log.write_text("")
     capsys.readouterr()
     assert command("run", "--resume", *there) == 0
-    assert log.read_text() == "bad "
+    assert log.read_text(encoding="utf-8") == "bad "
     assert "10_good: finished earlier" in capsys.readouterr().out
     assert not (root / "out" / "11_bad.failed.ipynb").exists()
     assert command("run", "11", "--scheduler", cluster.address, "--out", root / "anew") == 0
-    assert log.read_text() == "bad bad "  # not served from the cluster's memory
+    assert log.read_text(encoding="utf-8") == "bad bad "  # not served from the cluster's memory
 
 
 def test_ctrl_c_keeps_what_finished_and_stops_the_rest_on_the_cluster(two_workers):
@@ -250,7 +250,7 @@ def test_ctrl_c_keeps_what_finished_and_stops_the_rest_on_the_cluster(two_worker
     wait_for(lambda: is_gone(kernel), 20)
     assert len(cluster.workers()) == 2
     assert command("run", "--resume", "--scheduler", cluster.address, "--out", out) == 0
-    assert sorted(log.read_text().split()) == ["bad", "bad", "good", "last"]
+    assert sorted(log.read_text(encoding="utf-8").split()) == ["bad", "bad", "good", "last"]
 
 
 def test_data_missing_on_a_worker_is_that_notebooks_failure(two_workers):

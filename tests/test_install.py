@@ -14,16 +14,17 @@ from packaging.requirements import Requirement
 from cvlab.tools.address import CELL
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RANGES = {r.name: r for r in map(Requirement, PROJECT["dependencies"])}
 EXTRAS = {
     extra: {r.name: r for r in map(Requirement, wanted)}
     for extra, wanted in PROJECT["optional-dependencies"].items()
 }
 PINNED = RANGES | EXTRAS["tools"]
-COLAB = tomllib.loads((ROOT / "tests" / "colab_versions.toml").read_text())
+COLAB = tomllib.loads((ROOT / "tests" / "colab_versions.toml").read_text(encoding="utf-8"))
 LINES = [
-    line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()
+    line.split("#")[0].strip()
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
 ]
 LINES = [line for line in LINES if line]
 PINS = dict(line.split("==") for line in LINES if "==" in line)
@@ -108,7 +109,7 @@ def test_a_notebook_needs_no_tool():
     tools = {name.replace("-", "_") for name in EXTRAS["tools"] | EXTRAS["dev"]}
     kit = [path for path in (ROOT / "cvlab").rglob("*.py") if "tools" not in path.parts]
     for path in kit:
-        nodes = ast.walk(ast.parse(path.read_text()))
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         for node in (node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)):
             names = [getattr(node, "module", None) or node.names[0].name]
             assert not {name.split(".")[0] for name in names} & tools, path

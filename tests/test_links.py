@@ -177,7 +177,7 @@ def test_every_command_shown_is_one_of_cvlab(documents):
 def test_every_make_target_shown_exists(documents):
     texts = "\n".join(text for document in documents.values() for text in code(document))
     shown = re.findall(r"^make (\w+)", texts, re.MULTILINE)
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert {"run", "test"} <= set(shown) <= set(targets)
 
 

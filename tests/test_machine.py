@@ -126,6 +126,15 @@ def test_a_containers_quota_counts(monkeypatch, tmp_path, file, content, expecte
     assert machine.usable_cores() == expected
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_why_torch_compile_cannot_work_is_said(there, tmp_path):
+    """A row that is missing without a reason would be taken for a result."""
+    values = os.environ | ({} if there else {"PATH": str(tmp_path)})
+    code = "from cvlab.machine import no_compiler; print(no_compiler())"
+    done = subprocess.run([sys.executable, "-c", code], env=values, capture_output=True, text=True)
+    assert ("compiler" in done.stdout.lower()) != there, done
+
+
 def test_notebooks_side_by_side_share_what_we_may_use(monkeypatch, tmp_path):
     """Of 16 cores where 4 are ours, 2 notebooks get 2 threads each."""
     monkeypatch.setattr("cvlab.tools.runner.usable_cores", lambda: 4)

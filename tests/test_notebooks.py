@@ -24,7 +24,7 @@ from cvlab.tools import runner
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
-BANDS = tomllib.loads((ROOT / "tests" / "bands.toml").read_text())
+BANDS = tomllib.loads((ROOT / "tests" / "bands.toml").read_text(encoding="utf-8"))
 
 # Published before their code moved to other modules or cells were added; executed again with the
 # sentences that are being mended. What is listed here must differ, so the list ends with that.

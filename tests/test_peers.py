@@ -76,7 +76,7 @@ def test_the_smoke_run_is_timed_as_a_user_meets_it(workbook, monkeypatch):
     real = subprocess.run
     as_there = lambda command: real([sys.executable, "-c", code, *command[3:]])  # noqa: E731
     monkeypatch.setattr(peers.subprocess, "run", as_there)
-    good = {path: path.read_text() for path in root.glob("notebooks/1[02]_*.ipynb")}
+    good = {path: path.read_text(encoding="utf-8") for path in root.glob("notebooks/1[02]_*.ipynb")}
     for path in good:
         path.unlink()
     with pytest.raises(RuntimeError, match="did not pass"):
@@ -88,4 +88,4 @@ def test_the_smoke_run_is_timed_as_a_user_meets_it(workbook, monkeypatch):
     assert list(table.index) == ["10_good", "12_last", "all"]
     assert table.loc["all", "claims"] == 1
     assert table.loc["all", "seconds"] > table.loc["10_good", "seconds"] > 0
-    assert "last" in log.read_text()
+    assert "last" in log.read_text(encoding="utf-8")

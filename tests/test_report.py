@@ -158,7 +158,9 @@ def test_what_failed_stopped_or_never_ran_is_told_apart(tmp_path):
     store(folder / "10_bad.failed.ipynb", claim("before"), error)
     store(folder / "11_stopped.running.ipynb", claim("early"))
     store(folder / "13_cut.ipynb")
-    (folder / "13_cut.ipynb").write_text((folder / "13_cut.ipynb").read_text()[:-30])
+    (folder / "13_cut.ipynb").write_text(
+        (folder / "13_cut.ipynb").read_text(encoding="utf-8")[:-30]
+    )
     store(folder / "14_false.ipynb", claim("yes"), claim("no", False), claim("no"))
     soup = page(report.write([folder]))
     assert [row[1] for row in table(soup, "notebooks")] == [
@@ -192,7 +194,7 @@ def test_numbers_of_the_stand_in_are_named_as_such(tmp_path):
 
 def test_several_machines_are_told_per_notebook(two_notebooks):
     store(two_notebooks / "11_two.ipynb", record("size", 1, "MB", device="a GPU"))
-    content = json.loads((two_notebooks / "run.json").read_text())
+    content = json.loads((two_notebooks / "run.json").read_text(encoding="utf-8"))
     content["about"] = {"cpu": "a CPU", "memory_gb": 8.1, "gpu": None, "versions": "v"}
     (two_notebooks / "run.json").write_text(json.dumps(content))
     soup = page(report.write([two_notebooks]))
@@ -349,7 +351,7 @@ def test_a_run_ends_by_naming_its_report(tmp_path, monkeypatch, capsys):
 def test_run_json_says_where_it_ran_and_older_ones_are_read(tmp_path):
     plan_ = runner.Plan(["00_environment"], "smoke", "auto", {"SEED": 1})
     runner._begin(plan_, tmp_path, resume=False)
-    about = json.loads((tmp_path / "run.json").read_text())["about"]
+    about = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["about"]
     assert {"cpu", "memory_gb", "gpu", "versions", "started"} == set(about)
     assert about["cpu"] == hardware().name
     assert runner.read_plan(tmp_path) == plan_

@@ -86,7 +86,7 @@ def test_update_writes_what_is_expected_and_nothing_twice(tmp_path, monkeypatch)
     path = tmp_path / "data" / "results" / "a.json"
     monkeypatch.setattr(results, "expected", lambda: {path: "text\n"})
     assert results.update() == [path]
-    assert path.read_text() == "text\n"
+    assert path.read_text(encoding="utf-8") == "text\n"
     assert results.update() == []
 
 

@@ -68,6 +68,13 @@ def test_half_a_line_at_the_end_of_a_journal_costs_nothing(tmp_path):
     assert len(new_study("s", path).trials) == 3
 
 
+def test_a_journal_needs_no_symbolic_link(tmp_path, monkeypatch):
+    """Optuna's usual lock is one, which Windows forbids (WinError 1314, optuna 6277)."""
+    monkeypatch.setattr(os, "symlink", lambda *given, **how: 1 / 0)
+    tune.search(new_study("s", tmp_path / "s.journal"), draw, trials=2, what=None)
+    assert len(new_study("s", tmp_path / "s.journal").trials) == 2
+
+
 def test_a_full_disk_stops_the_search_with_one_message_and_keeps_its_trials(tmp_path, monkeypatch):
     path = tmp_path / "s.journal"
     study = new_study("s", path)
@@ -92,7 +99,7 @@ def test_a_file_that_is_no_journal_is_named(tmp_path):
     path.write_text("this is\nnot a journal\n")
     with pytest.raises(StudyError, match=r"s\.journal"):
         new_study("s", path)
-    assert path.read_text().startswith("this is")
+    assert path.read_text(encoding="utf-8").startswith("this is")
 
 
 def test_a_database_that_does_not_answer_is_one_message():

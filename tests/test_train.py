@@ -1,6 +1,5 @@
 """Training: exact resume, early stopping, clear errors, honest intervals."""
 
-import signal
 import subprocess
 import sys
 import time
@@ -104,7 +103,7 @@ def test_a_killed_process_is_resumed_to_the_same_weights(tmp_path):
     until = time.monotonic() + 60
     while not twice.exists() and time.monotonic() < until:
         time.sleep(0.02)
-    victim.send_signal(signal.SIGKILL)
+    victim.kill()
     victim.wait()
     done = len(torch.load(twice)["history"]["epoch_rows"])
     assert 1 <= done < 6

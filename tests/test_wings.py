@@ -32,6 +32,16 @@ def imported(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
+def test_texts_are_utf8_on_every_system(path):
+    """Windows takes a file for cp1252 where nothing is said."""
+    nodes = ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    named = [call for call in calls if isinstance(call.func, ast.Attribute)]
+    texts = [call for call in named if call.func.attr in ("read_text", "write_text")]
+    assert all("encoding" in {k.arg for k in call.keywords} for call in texts)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
 def test_imports_go_down(path):
     """Kit < exercises; kit < lessons in their order < tools; no lesson uses an exercise."""
     module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")

@@ -190,7 +190,8 @@ def reports() -> pd.DataFrame:
     """What the student reports stated: a row each, `accuracy`, its interval `low` to `high` where
     they say how many images `n` it is of, else NaN, `size_mb`, `conditions`.
     """
-    rows = tomllib.loads((Path(__file__).parent / "reports.toml").read_text())["report"]
+    text = (Path(__file__).parent / "reports.toml").read_text(encoding="utf-8")
+    rows = tomllib.loads(text)["report"]
     table = pd.DataFrame(rows).set_index("what")
     for what, row in table.iterrows():
         share = {"value": row["accuracy"], "unit": "fraction", "tags": {"n": row["n"]}}

@@ -77,9 +77,12 @@ def _add_notebooks(commands) -> None:
         "--resume", action="store_true", help="go on with the run in --out, or with the latest"
     )
     run.set_defaults(do=_run)
-    report = commands.add_parser("report", help="one page on a run, or on several side by side")
+    report = commands.add_parser(
+        "report", help="a page on a run, or on several; what changed from OLD to NEW"
+    )
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
     report.add_argument("--out", type=Path, help="default: RUN_DIR, or `comparison` beside it")
+    report.add_argument("--history", type=Path, help="add a line on the last run to this file")
     report.set_defaults(do=_report)
     grade = commands.add_parser("grade", help="mark what a class has handed in")
     grade.add_argument("handed_in", type=Path, help="a folder for each student, or their files")
@@ -217,10 +220,14 @@ def _page_of(out: Path) -> str:
 
 
 def _report(options) -> int:
-    from cvlab.tools import report
+    from cvlab.tools import changes, report, run_folder
 
     try:
         print(f"Report: {report.write(options.runs, options.out)}")
+        if len(options.runs) == 2:
+            print(f"\n{changes.table(*map(run_folder.read, options.runs))}")
+        if options.history:
+            changes.remember(run_folder.read(options.runs[-1]), options.history)
     except OSError as error:
         print(f"error: {error}. Name a folder that can be written with --out.", file=sys.stderr)
         return 2

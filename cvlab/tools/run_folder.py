@@ -151,6 +151,7 @@ def _plan(folder: Path) -> tuple[dict[str, Any], list[str]]:
         "data": str(given.get("data", "")),
         "parameters": _texts(given.get("parameters")),
         "about": _texts(given.get("about")),
+        "packages": _texts(given.get("packages")),
     }
     return plan, problems
 

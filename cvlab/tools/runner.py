@@ -7,14 +7,16 @@ folder holds the executed notebooks, each its own record, their figures and `run
 import json
 import logging
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import distributions
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from cvlab.paths import as_json, data_folder, project_root, store_text
 from cvlab.profiles import ParameterError, check_parameters, profiles
 from cvlab.records import NOT_RUN, STATES, Executed
 
+STORED = "cvlab:"  # in papermill's eyes a kind of address, for which we do the writing
 CELL_SECONDS = {"smoke": 600, "class": 3600, "full": None}  # a hung cell must not cost a night
 
 
@@ -177,7 +180,8 @@ def _begin(plan: Plan, out: Path, resume: bool) -> dict[str, Executed]:
         "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    store_text(as_json(asdict(plan) | {"about": about}), out / "run.json")
+    stored = asdict(plan) | {"about": about, "packages": installed()}
+    store_text(as_json(stored), out / "run.json")
     results = {name: Executed(name) for name in plan.notebooks}
     for name in plan.notebooks if resume else ():
         results[name] = records.read(out / f"{name}.ipynb")
@@ -189,7 +193,13 @@ def _begin(plan: Plan, out: Path, resume: bool) -> dict[str, Executed]:
 def read_plan(out: Path) -> Plan:
     """The plan in a run's folder; what else is in `run.json` is for the report."""
     content = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    return Plan(**{key: value for key, value in content.items() if key != "about"})
+    return Plan(**{one.name: content[one.name] for one in fields(Plan) if one.name in content})
+
+
+def installed() -> dict[str, str]:
+    """Name -> version of every package here, and of Python, for whoever asks what changed."""
+    found = {d.name: d.version for d in distributions()}
+    return {"python": platform.python_version()} | dict(sorted(found.items()))
 
 
 @contextmanager
@@ -280,15 +290,29 @@ def tell(result: Executed) -> None:
     print(f"{result.name}: {how}, {result.held} of {len(result.claims)} claims hold", flush=True)
 
 
+class _Stored:
+    """How papermill is to write: its own way leaves an empty file where a letter cannot be."""
+
+    @staticmethod
+    def write(text: str, path: str) -> None:
+        store_text(text, Path(path.removeprefix(STORED)))
+
+    @staticmethod
+    def pretty_path(path: str) -> str:
+        return path.removeprefix(STORED)
+
+
 def _papermill(task: Task, target: Path, slot: int) -> None:
     import papermill
+    from papermill.iorw import papermill_io
 
+    papermill_io.register(STORED, _Stored)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # the table says it better
     bar = {"desc": f"  {task.path.stem}", "position": slot, "leave": False}
     folder = project_root() / "notebooks"  # a worker with an installed cvlab has no such folder
     papermill.execute_notebook(
         str(task.path),
-        str(target),
+        STORED + str(target),
         parameters=task.parameters,
         progress_bar=bar if sys.stderr.isatty() else False,
         cwd=str(folder if folder.is_dir() else project_root()),

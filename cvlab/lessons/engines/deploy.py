@@ -33,7 +33,7 @@ def package(model: Path, folder: Path) -> Path:
         OSError: the folder cannot be written.
     """
     made = runtime.Model(with_pixels(model, folder / "model.onnx"))
-    (folder / "labels.txt").write_text("\n".join(made.classes) + "\n")
+    (folder / "labels.txt").write_text("\n".join(made.classes) + "\n", encoding="utf-8")
     shutil.copy(STANDALONE, folder / "predict.py")
     return folder
 

@@ -18,7 +18,7 @@ def pixels(file, size):
 
 if __name__ == "__main__":
     here, pictures = Path(__file__).parent, sys.argv[1:]
-    labels = (here / "labels.txt").read_text().splitlines()
+    labels = (here / "labels.txt").read_text(encoding="utf-8").splitlines()
     session = onnxruntime.InferenceSession(here / "model.onnx")
     images = session.get_inputs()[0]
     size = images.shape[2], images.shape[1]

@@ -100,7 +100,7 @@ def profile(model: Model, batch: int, calls: int = 12) -> pd.DataFrame:
         session = onnxruntime.InferenceSession(model.path, options, ["CPUExecutionProvider"])
         for _ in range(calls):
             session.run(None, {model.input.name: _noise(model, batch)})
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     layers = costs(model.path)
     nodes = [e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")]
     table = pd.DataFrame({"name": [e["name"] for e in nodes], "us": [e["dur"] for e in nodes]})
