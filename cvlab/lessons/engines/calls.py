@@ -1,6 +1,6 @@
 """A call of one network on every engine at hand, made ready for `cvlab.bench.race`."""
 
-import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
@@ -16,7 +16,7 @@ from torch import nn
 from cvlab import runtime, store
 from cvlab.bench import Call, Contestant, race
 from cvlab.export import fold
-from cvlab.machine import hardware
+from cvlab.machine import hardware, no_compiler
 from cvlab.train import autocast
 
 COLUMNS = {  # what a race measures, as tables of models say it
@@ -43,7 +43,7 @@ def contestants(
         device: "cpu" or "cuda".
 
     Returns:
-        by name, "PyTorch eager" first. `torch.compile` takes part where a C++ compiler is,
+        by name, "PyTorch eager" first. `torch.compile` takes part where it finds a compiler,
         OpenVINO where it is installed, ONNX Runtime on a GPU where it was built for that. A name
         says the precision where it is not fp32; bf16 takes part where the hardware has it.
     """
@@ -56,7 +56,9 @@ def contestants(
     }
     if fast_bf16:
         calls["PyTorch bf16"] = partial(torch_call, layout="channels_last", precision="bf16")
-    if shutil.which("g++") or shutil.which("clang++"):
+    if why := no_compiler():
+        warnings.warn(f"No row of torch.compile: {why}", stacklevel=2)
+    else:
         calls["PyTorch compiled"] = partial(torch_call, layout="channels_last", compiled=True)
     if device == "cpu":
         for level in runtime.LEVELS:
