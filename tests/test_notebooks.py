@@ -28,7 +28,8 @@ BANDS = tomllib.loads((ROOT / "tests" / "bands.toml").read_text(encoding="utf-8"
 
 # Published before their code moved to other modules or cells were added; executed again with the
 # sentences that are being mended. What is listed here must differ, so the list ends with that.
-PENDING = {"01_optimizers", "02_pooling", "03_pretrained_zoo", "04_optuna"}
+PENDING = {"00_environment", "01_optimizers", "02_pooling", "03_pretrained_zoo", "04_optuna"}
+PENDING |= {"05_onnx", "06_int8", "07_capstone"}
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=NAMES)
