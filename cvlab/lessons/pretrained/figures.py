@@ -88,7 +88,7 @@ def gains(table: pd.DataFrame, title: str) -> Figure:
 
 
 def seen(images: torch.Tensor, about: zoo.Card, other: ImageData) -> Figure:
-    """Pictures as a network sees them whose inputs were normalised rightly and wrongly.
+    """Pictures as a network takes them that are normalised rightly, wrongly, or the reverse.
 
     Args:
         images: uint8 [N, 3, H, W].
@@ -99,15 +99,16 @@ def seen(images: torch.Tensor, about: zoo.Card, other: ImageData) -> Figure:
     given = images.permute(0, 2, 3, 1) / 255  # [N, H, W, 3]
     ways = {
         "as trained": given,
-        "the mistake here": (given - theirs[0]) / theirs[1] * right[1] + right[0],
-        "the report's mistake": (given - right[0]) / right[1] * theirs[1] + theirs[0],
+        "the mistake": (given - theirs[0]) / theirs[1] * right[1] + right[0],
+        "its reverse": (given - right[0]) / right[1] * theirs[1] + theirs[0],
     }
-    rows = {
-        f"{how} {i}" if i else how: image.clamp(0, 1).numpy()
-        for how, pictures_ in ways.items()
-        for i, image in enumerate(pictures_)
-    }
-    return pictures(rows, "The same pictures, as networks take them", len(images))
+    named = {}
+    for how, batch in ways.items():
+        for i, image in enumerate(batch):  # only the first of a row has a name
+            named[how if i == 0 else " " * len(named)] = image.clamp(0, 1).numpy()
+    factor = float((right[1] / theirs[1]).mean())
+    title = f"The mistake: {factor:.1f} times the contrast. Its reverse: {1 / factor:.1f} times"
+    return pictures(named, title, len(images))
 
 
 def accuracies(tables: Mapping[str, pd.DataFrame], title: str, xlabel: str) -> Figure:
