@@ -86,7 +86,7 @@ def memory(names: Sequence[str], device: torch.device) -> pd.Series:
 
 
 def throughput(
-    names: Sequence[str], batches: Sequence[int], device: torch.device, rounds: int = 7
+    names: Sequence[str], batches: Sequence[int], device: torch.device, rounds: int = 6
 ) -> pd.DataFrame:
     """Images a second by batch size; the sizes of a network take turns, the first is the reference.
 
