@@ -98,7 +98,7 @@ def test_it_has_one_widget_and_shows_every_figure_through_the_run(notebook):
 def test_it_is_published_executed_in_order_on_real_data(request, notebook):
     """Nbval passes a stripped notebook without comparing anything."""
     counts = [cell.execution_count for cell in code(notebook)]
-    if request.node.callspec.id in PENDING:  # new cells have no count yet, cells that went left gaps
+    if request.node.callspec.id in PENDING:  # new cells have no count yet, gone ones left gaps
         counts = [count for count in counts if count]
         assert counts == sorted(counts)
     else:
