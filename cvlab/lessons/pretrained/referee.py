@@ -84,7 +84,8 @@ def verdicts(costs: pd.DataFrame, recall: pd.DataFrame, normalised: pd.Series) -
         ),
         "ResNet50 knows more than VGG16": (
             *(f"p at least {top1['p at least']['ResNet50 over VGG16']:.2g}", "not shown"),
-            f"{images_needed(right['VGG16'], right['ResNet50'])} images each for twice the standard error; fewer, if paired",
+            f"{images_needed(right['VGG16'], right['ResNet50'])} images each, for a gap of two "
+            "standard errors; fewer, if paired",
         ),
         "VGG16 takes the least memory (its table), the most (its conclusion)": (
             *(f"here least: {frugal}, most: {greedy}", "contradicts itself"),
