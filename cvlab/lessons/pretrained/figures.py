@@ -43,7 +43,9 @@ def trade_off(costs: pd.DataFrame) -> Figure:
         away = 8 + np.sqrt(8 * row["MB"] / np.pi)
         nearest = np.argsort(np.hypot(*(places - place).T))[:2][-1]
         side = 1 if row["top1"] >= points["top1"].iloc[nearest] else -1  # off the neighbour
-        text, at, to = f"{name}, {row['MB']:,.0f} MB", (row["ms"], row["top1"]), (0, side * away)
+        ring = side < 0 and row["first"] < row["top1"]  # then the label goes under the ring
+        at, away = (row["ms"], row["first"] if ring else row["top1"]), 10 if ring else away
+        text, to = f"{name}, {row['MB']:,.0f} MB", (0, side * away)
         axis.annotate(text, at, to, textcoords="offset points", ha="center", va="center")
     axis.set(xlabel="latency of one image, ms (log scale)", ylabel="ImageNet top-1, as published")
     axis.margins(x=0.25, y=0.35)
