@@ -69,6 +69,16 @@ def test_a_network_without_a_linear_head_is_refused():
         finetune.head_of(zoo.build("squeezenet1_1"))
 
 
+def test_a_rival_head_leaves_the_network_as_it_was(few, run):
+    """Fine-tuning goes on from that network: were its head replaced, the race would be another."""
+    net = finetune.with_new_head(few, RECIPE, run)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    rival = finetune.with_head_for(net, few.batches("train", 20, seed=0), run)
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+    assert not torch.equal(rival.classifier.weight, net.classifier.weight)
+    assert torch.equal(rival.conv_stem.weight, net.conv_stem.weight)
+
+
 def test_frozen_layers_stay_bit_for_bit_and_the_others_learn(few, run):
     """BatchNorm's running statistics too: they are no parameters, but they would drift."""
     net = finetune.with_new_head(few, RECIPE, run)

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from cvlab import zoo
 from cvlab.data import Split, load
 from cvlab.lessons.int8 import qat
-from cvlab.lessons.pretrained import cost, zeroshot
+from cvlab.lessons.pretrained import cost, referee, zeroshot
 from cvlab.train import CheckpointError
 
 LITE = "tf_efficientnet_lite0"
@@ -329,3 +330,87 @@ def test_squeeze_and_excite_scales_channels_by_what_the_image_holds():
     assert torch.allclose(factors, factors[:, :, :1, :1], atol=1e-4)
     assert 0.8 < factors.mean() < 0.97
     assert after.shape == before.shape
+
+
+def test_the_wrong_normalisation_is_never_the_networks_own(drawn):
+    """Lite0's own is 0.5, ResNet50's ImageNet's: each gets what is wrong for it."""
+    for name, wrong in ((LITE, zoo.card("resnet50").mean), ("resnet50", (0.5,) * 3)):
+        view = zoo.as_seen_by(zoo.card(name), drawn)
+        assert zeroshot.misnormalised(view).mean == wrong != view.mean
+
+
+def test_gains_are_points_on_the_same_images():
+    labels = torch.arange(100) % 2
+    right = torch.nn.functional.one_hot(labels, 2).float()
+    other = right.clone()
+    other[:10] = other[:10].flip(1)
+    row = zeroshot.gains({"all over nine tenths": (right, other, labels)}).iloc[0]
+    assert row["points"] == pytest.approx(10)
+    assert 0 < row["low"] < 10 < row["high"]
+    assert "+10.0 points (95 % interval +" in zeroshot.told(row)
+    assert "n = 100)" in zeroshot.told(row)
+
+
+def test_whose_weights_are_here_is_one_sentence_but_damage_is_told():
+    missing = {"alexnet": "… are not on disk. …, or allow downloads.", "vgg16": "it is damaged"}
+    told = zeroshot.whose({LITE: None}, missing).splitlines()
+    assert told[0] == "ImageNet weights are here of EfficientNet-Lite0"
+    assert told[1].startswith("not of AlexNet, VGG16: DOWNLOAD")
+    assert told[2:] == ["it is damaged"]
+
+
+def test_an_accuracy_is_shown_with_its_recipe():
+    """ResNet50's two recipes lie as far apart as many architectures."""
+    table = cost.recipes(["resnet50", "alexnet", LITE])
+    assert table["recipe"].tolist() == ["IMAGENET1K_V2", "IMAGENET1K_V1", "its makers'"]
+    assert table.loc["ResNet50", ["top1", "first"]].tolist() == pytest.approx([0.80858, 0.7613])
+    assert table.loc["AlexNet", "top1"] == table.loc["AlexNet", "first"]
+    assert np.isnan(table.loc["EfficientNet-Lite0", "first"])
+
+
+def test_throughput_compares_images_not_calls():
+    """A call of four images may take longer than one of one, and each image less."""
+    table = cost.throughput(["mobilenet_v3_small"], [1, 2], torch.device("cpu"), rounds=6)
+    assert table["batch"].tolist() == [1, 2]
+    assert table["times"][0] == 1
+    assert table["low"][1] <= table["times"][1] <= table["high"][1]
+    assert table["times"][1] > 0.6, "of calls the ratio would be about a half"
+
+
+# --- the report, looked at again -----------------------------------------------------------------
+
+
+def test_the_report_tells_alexnet_apart_but_not_the_other_two():
+    """Whichever images they were: all ways that the totals allow are tried by hand here."""
+    table = referee.pairs().set_index(["asked", "pair"])
+    assert table["verdict"].tolist() == [
+        *("shown", "shown", "not shown"),
+        *("shown", "shown", "answers not kept"),
+    ]
+    for only in range(4):  # of AlexNet's 3 right answers, so many that VGG16 got wrong
+        assert binomtest(only, 2 * only + 12).pvalue <= table["p at most"].iloc[0] + 1e-12
+    assert table.loc[("top-1", "ResNet50 over VGG16"), "p at least"] == pytest.approx(0.25)
+
+
+def test_the_reports_intervals_are_those_of_the_function_that_was_given():
+    report = referee.shares(referee.interval)
+    found = 100 * report["top-1"][["low", "high"]]
+    assert found.round().values.tolist() == [[2, 16], [19, 44], [24, 50]]
+    mine = referee.shares(lambda right, n: (0.0, 1.0))
+    assert mine["top-5"][["low", "high"]].values.tolist() == [[0, 1]] * 3
+
+
+def test_a_gap_needs_the_images_that_make_it_two_standard_errors():
+    n, p, gap = referee.images_needed(0.30, 0.36), 0.33, 0.06
+    assert 2 * np.sqrt(2 * p * (1 - p) / n) == pytest.approx(gap, rel=0.01)
+
+
+def test_the_verdicts_need_no_more_than_the_measured_networks():
+    """Smoke leaves VGG16 out."""
+    costs = pd.DataFrame({"ms": [1.0, 9.0], "memory": [5, 4]}, index=["AlexNet", "ResNet50"])
+    recall = pd.DataFrame(0.5, index=["sum", "mean"], columns=["dog", "cat", "horse"])
+    row = pd.Series({"points": 11.0, "low": 8.1, "high": 13.9, "n": 4500})
+    table = referee.verdicts(costs, recall, row).set_index("the report")
+    assert table["verdict"].iloc[:2].tolist() == ["stands", "not shown"]
+    assert "ResNet50: 9 ms" in table.loc["12.6 seconds for one image", "looked at again"]
+    assert "+11.0 points" in table["looked at again"].iloc[-1]

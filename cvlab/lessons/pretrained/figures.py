@@ -12,32 +12,105 @@ from matplotlib.ticker import LogLocator, NullLocator
 from cvlab import zoo
 from cvlab.data import ImageData
 from cvlab.lessons.pretrained import zeroshot
-from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, canvas, footnote
+from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, bars, canvas, footnote, pictures
 from cvlab.show import interactive
 from cvlab.train import predict
 
 
-def bubbles(table: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> Figure:
-    """Accuracy (column `y`) over cost (`x`, log scale); circles have the area `area`, in MB."""
+def cost(costs: pd.DataFrame) -> Figure:
+    """Time, with p10 to p90, peak memory and published accuracy; a row a network."""
+    slow, greedy, best = (costs[column].idxmax() for column in ("ms", "memory", "top1"))
+    title = f"Slowest: {slow}. Most memory: {greedy}. Most accurate: {best}"
+    panels = {"ms": "ms for one image, p10 to p90", "memory": "peak memory, MB"}
+    return bars(costs.sort_values("ms"), title, panels | {"top1": "ImageNet top-1, as published"})
+
+
+def trade_off(costs: pd.DataFrame) -> Figure:
+    """Accuracy over time; discs have the area of the file, rings are torchvision's first recipe."""
+    points = costs.dropna(subset="top1")
+    quick, slow = points.loc[points["ms"].idxmin()], points.loc[points["ms"].idxmax()]
+    times, gain = slow.ms / quick.ms, 100 * (slow.top1 - quick.top1)
+    title = f"{slow.name}: {times:.0f} times the time of {quick.name}, {gain:+.0f} points"
     figure, axis = canvas(title, size=(7.5, 4.2))
     axis.set_xscale("log")
-    x, y, size = table["x"], table["y"], 8 * table["area"]
+    x, y, size = points["ms"], points["top1"], 8 * points["MB"]
     axis.scatter(x, y, s=size, color=COLOURS[4], alpha=0.6, ec=COLOURS[0])
     axis.plot(x, y, ".", color=COLOURS[6])
+    axis.vlines(x, points["first"], y, color=COLOURS[1], lw=1)
+    axis.plot(x, points["first"], "o", mfc="none", color=COLOURS[1], ms=5)
     places = np.column_stack([np.log10(x), 5 * y])
-    for place, (name, row) in zip(places, table.iterrows(), strict=True):
-        away = 8 + np.sqrt(8 * row["area"] / np.pi)
+    for place, (name, row) in zip(places, points.iterrows(), strict=True):
+        away = 8 + np.sqrt(8 * row["MB"] / np.pi)
         nearest = np.argsort(np.hypot(*(places - place).T))[:2][-1]
-        side = 1 if row["y"] >= table["y"].iloc[nearest] else -1  # labels keep off the neighbour
-        text, at, to = f"{name}, {row['area']:,.0f} MB", (row["x"], row["y"]), (0, side * away)
+        side = 1 if row["top1"] >= points["top1"].iloc[nearest] else -1  # off the neighbour
+        ring = side < 0 and row["first"] < row["top1"]  # then the label goes under the ring
+        at, away = (row["ms"], row["first"] if ring else row["top1"]), 10 if ring else away
+        text, to = f"{name}, {row['MB']:,.0f} MB", (0, side * away)
         axis.annotate(text, at, to, textcoords="offset points", ha="center", va="center")
-    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.set(xlabel="latency of one image, ms (log scale)", ylabel="ImageNet top-1, as published")
     axis.margins(x=0.25, y=0.35)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_major_formatter(PERCENT)
+    footnote(figure, "Disc: the weights used here, its area the file. Ring: torchvision's first.")
     return figure
+
+
+def throughput(speed: pd.DataFrame) -> Figure:
+    """`cost.throughput`: how many times as fast an image is in a batch, with 95 % intervals."""
+    last = speed[speed["batch"] == speed["batch"].max()].set_index("network")["times"]
+    title = f"Large batches: {last.idxmax()} {last.max():.1f} times as fast, "
+    figure, axis = canvas(title + f"{last.idxmin()} {last.min():.1f} times", size=(8, 4))
+    for i, (name, rows) in enumerate(speed.groupby("network", sort=False)):
+        x, y = rows["batch"], rows["times"]
+        reach, look = [y - rows["low"], rows["high"] - y], MARKERS[i % 8] + STYLES[i % 4]
+        axis.errorbar(x, y, reach, fmt=look, color=COLOURS[i % 8], capsize=3, label=name)
+    axis.axhline(1, color=COLOURS[7], lw=1)
+    axis.set(xlabel="images in a batch", ylabel="images a second, relative to batch 1", ylim=0)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks := speed["batch"].unique(), ticks)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def gains(table: pd.DataFrame, title: str) -> Figure:
+    """`zeroshot.gains`: paired differences with their 95 % intervals, a row each."""
+    figure, axis = canvas(title, size=(8, 0.5 * len(table) + 1.4))
+    places, x = np.arange(len(table)), table["points"]
+    reach = [x - table["low"], table["high"] - x]
+    axis.errorbar(x, places, xerr=reach, fmt="o", color=COLOURS[0], capsize=3)
+    axis.axvline(0, color=COLOURS[6], lw=1)
+    names = [f"{name}\nn = {n:,.0f}" for name, n in table["n"].items()]
+    axis.set_yticks(places, names)
+    axis.set_ylim(len(table) - 0.5, -0.5)
+    axis.set_xlabel("points of accuracy gained on the same images, 95 % interval")
+    axis.grid(visible=False, axis="y")
+    return figure
+
+
+def seen(images: torch.Tensor, about: zoo.Card, other: ImageData) -> Figure:
+    """Pictures as a network takes them that are normalised rightly, wrongly, or the reverse.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+        about: the network's card.
+        other: a view with the wrong mean and deviation.
+    """
+    right, theirs = ((torch.tensor(v.mean), torch.tensor(v.std)) for v in (about, other))
+    given = images.permute(0, 2, 3, 1) / 255  # [N, H, W, 3]
+    ways = {
+        "as trained": given,
+        "the mistake": (given - theirs[0]) / theirs[1] * right[1] + right[0],
+        "its reverse": (given - right[0]) / right[1] * theirs[1] + theirs[0],
+    }
+    named = {}
+    for how, batch in ways.items():
+        for i, image in enumerate(batch):  # only the first of a row has a name
+            named[how if i == 0 else " " * len(named)] = image.clamp(0, 1).numpy()
+    factor = float((right[1] / theirs[1]).mean())
+    title = f"The mistake: {factor:.1f} times the contrast. Its reverse: {1 / factor:.1f} times"
+    return pictures(named, title, len(images))
 
 
 def accuracies(tables: Mapping[str, pd.DataFrame], title: str, xlabel: str) -> Figure:

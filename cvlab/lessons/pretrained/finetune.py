@@ -7,6 +7,7 @@ after it find the network that this one trained, or train the same themselves: `
 import hashlib
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cvlab import store, zoo
-from cvlab.data import ImageData, load
+from cvlab.data import Batches, ImageData, load
 from cvlab.paths import project_root
 from cvlab.profiles import profiles
 from cvlab.run import Run
@@ -96,6 +97,14 @@ def freeze(net: nn.Module, layers: int) -> None:
             parameter.requires_grad_(False)
 
 
+def with_head_for(net: nn.Module, batches: Batches, run: Run) -> nn.Module:
+    """A copy of `net` with a new head for the classes of `batches`, trained on their features."""
+    head = fit_head(*features(net, batches), len(batches.data.classes), run.seed)
+    other = deepcopy(net)
+    replace_head(other, head.to(run.device))
+    return other
+
+
 def with_new_head(data: ImageData, recipe: SimpleNamespace, run: Run) -> nn.Module:
     """A pretrained network whose new head is trained on features of `head_images` images.
 
@@ -105,11 +114,8 @@ def with_new_head(data: ImageData, recipe: SimpleNamespace, run: Run) -> nn.Modu
         run: its seed and device.
     """
     net = zoo.pretrained(recipe.model, run.data, allow_download=recipe.download == "yes")
-    net.to(run.device)
     some = data.batches(data.train.take(recipe.head_images), EVAL_BATCH, device=run.device)
-    head = fit_head(*features(net, some), len(data.classes), run.seed)
-    replace_head(net, head.to(run.device))
-    return net
+    return with_head_for(net.to(run.device), some, run)
 
 
 def train(

@@ -6,7 +6,8 @@ asked for.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cvlab.data import Split
-from cvlab.metrics import Score
+from cvlab.data import ImageData, Split
+from cvlab.metrics import Score, paired_drop
+from cvlab.zoo import card
 
 PROXY = "deer"
 RULES = ("sum", "mean", "max")
@@ -92,3 +94,46 @@ def samples_of(right: pd.Series, size: int, seed: int = 0) -> np.ndarray:
     order = np.random.default_rng(seed).permutation(len(right))
     count = len(right) // size
     return right.to_numpy()[order[: count * size]].reshape(count, size).mean(1)
+
+
+def whose(nets: Mapping[str, object], missing: Mapping[str, str]) -> str:
+    """Whose weights are here and whose are not; a file that is damaged is told as it was found.
+
+    Args:
+        nets: by name, as of `cvlab.zoo.available`, like `missing`, which says why.
+    """
+    here, absent = (", ".join(card(name).title for name in them) for them in (nets, missing))
+    lines = [f"ImageNet weights are here of {here}"]
+    if missing:
+        lines.append(f'not of {absent}: DOWNLOAD = "yes" fetches them')
+    lines += [why for why in missing.values() if "allow downloads" not in why]
+    return "\n".join(lines)
+
+
+def misnormalised(view: ImageData) -> ImageData:
+    """The view with others' normalisation: mean and deviation 0.5, or else ImageNet's."""
+    half, imagenet = (0.5,) * 3, card("resnet50")
+    if view.mean == half:
+        return replace(view, mean=imagenet.mean, std=imagenet.std)
+    return replace(view, mean=half, std=half)
+
+
+def gains(pairs: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> pd.DataFrame:
+    """By how many points one way is more accurate than another on the same images, paired.
+
+    Args:
+        pairs: what is compared to (logits or scores [N, classes], the other's, labels [N]).
+
+    Returns:
+        `points` with their 95 % interval `low` to `high`, `n` images; see `metrics.paired_drop`.
+    """
+    rows = {what: [*paired_drop(*pair), len(pair[2]) / 100] for what, pair in pairs.items()}
+    return 100 * pd.DataFrame.from_dict(
+        rows, orient="index", columns=["points", "low", "high", "n"]
+    )
+
+
+def told(row: pd.Series) -> str:
+    """A row of `gains` in words."""
+    low, high, n = row["low"], row["high"], row["n"]
+    return f"{row['points']:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}, n = {n:,.0f})"
