@@ -248,6 +248,7 @@ def test_its_text_says_how_hard_and_how_long_and_unfolds_hints_and_a_solution(na
     text = cells(name)[0].source
     assert re.search(r"^\*(●○○|●●○|●●●) · \d+ minutes( · .+)?\*$", text, re.M)
     folds = re.findall(r"<details><summary>(.*?)</summary>\n\n.+?\n\n</details>", text, re.DOTALL)
+    assert "$" not in text.partition("<details>")[2], "VS Code draws no formula inside a fold"
     assert folds[-1] == "Solution"
     assert folds[:-1] == [f"Hint {i}" for i in range(1, len(folds))]
     assert len(folds) >= 3
