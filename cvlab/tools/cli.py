@@ -228,16 +228,16 @@ def _report(options) -> int:
 
 
 def _grade(options) -> int:
-    from cvlab.tools import grade
+    from cvlab.tools.grading import grade
 
     print(grade.main(**{n: v for n, v in vars(options).items() if n not in ("do", "told")}))
     return 0
 
 
 def _nbgrader(options) -> int:
-    from cvlab.tools import grade_export
+    from cvlab.tools.grading import nbgrader
 
-    print(*grade_export.write(options.folder, options.seed), sep="\n")
+    print(*nbgrader.write(options.folder, options.seed), sep="\n")
     return 0
 
 

@@ -57,7 +57,7 @@ def _array(kind: str, value: np.ndarray) -> dict:
 
 
 def decode(told: Any) -> Any:
-    """The other way of `grade_pupil.encode`; anything else is an error."""
+    """The other way of `pupil.encode`; anything else is an error."""
     if not isinstance(told, dict):
         if isinstance(told, list):
             raise ValueError("a list without a kind")

@@ -18,18 +18,18 @@ from test_cluster import Cluster, wait_for
 from test_exercises import EXERCISES, WRONG, with_body
 
 from cvlab.exercises import judge
-from cvlab.tools import (
-    cli,
+from cvlab.tools import cli
+from cvlab.tools.grading import (
+    collect,
+    execute,
     grade,
-    grade_collect,
-    grade_execute,
-    grade_export,
-    grade_home,
-    grade_judge,
-    grade_limits,
-    grade_marks,
+    home,
+    limits,
+    marks,
+    nbgrader,
 )
-from cvlab.tools.grade_words import decode, encode
+from cvlab.tools.grading import judge as judging
+from cvlab.tools.grading.words import decode, encode
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="no limits without POSIX")
 SECONDS = 3  # of computing: what never ends shall end soon
@@ -39,13 +39,13 @@ SECONDS = 3  # of computing: what never ends shall end soon
 def here(request, monkeypatch):
     """Judged in this process, which imports everything once, but where a test wants workers."""
     if "workers" not in request.keywords:
-        judged = lambda jobs, tasks: ((task, grade_judge.judged(task)) for task in tasks)  # noqa: E731
+        judged = lambda jobs, tasks: ((task, judging.judged(task)) for task in tasks)  # noqa: E731
         monkeypatch.setattr(grade, "_here", judged)
 
 
 def run(folder, *more):
     """The command, on `in` of this folder; its marks, (student, exercise) -> row."""
-    if sys.platform != "linux" or grade_limits.rules([], []) is None:
+    if sys.platform != "linux" or limits.rules([], []) is None:
         pytest.skip("this system has no Landlock: grading refuses, which has a test of its own")
     given = [folder / "in", "--out", folder / "marks", "--secret", "s", "--seconds", SECONDS]
     assert cli.main(["grade", *map(str, given), *map(str, more)]) == 0
@@ -108,15 +108,15 @@ def test_who_does_not_listen_is_stopped_too(tmp_path):
 
 def test_where_something_is_not_forbidden_nothing_runs(tmp_path, monkeypatch):
     alone(tmp_path, "ann", output_size=SOLUTIONS["output_size"])
-    monkeypatch.setattr(grade_judge, "HERE", types.SimpleNamespace())
-    monkeypatch.setattr(grade_home.Home, "_probe", lambda home: [["a", "b"], ["b"]])
+    monkeypatch.setattr(judging, "HERE", types.SimpleNamespace())
+    monkeypatch.setattr(home.Home, "_probe", lambda home: [["a", "b"], ["b"]])
     given = [tmp_path / "in", "--out", tmp_path / "marks"]
     assert cli.main(["grade", *map(str, given)]) == 2
     assert not (tmp_path / "marks" / "marks.json").exists()
     rows, told = run(tmp_path, "--unprotected")
     assert rows["ann", "output_size"]["outcome"] == "solved"
     assert "NOT forbidden: b" in told["enforced"]
-    grade_judge.HERE.home.close()
+    judging.HERE.home.close()
 
 
 def test_only_what_changed_is_judged_again_and_half_a_line_is_no_harm(tmp_path, monkeypatch):
@@ -144,7 +144,7 @@ def test_only_what_changed_is_judged_again_and_half_a_line_is_no_harm(tmp_path, 
 
 
 def test_what_is_late_missing_odd_or_twice_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(grade_collect, "MOST_BYTES", 2**21)
+    monkeypatch.setattr(collect, "MOST_BYTES", 2**21)
     late = alone(tmp_path, "ann", output_size=SOLUTIONS["output_size"])
     long_ago = (datetime.now() - timedelta(days=2)).timestamp()
     folder = late.parent
@@ -174,8 +174,8 @@ def test_what_is_late_missing_odd_or_twice_is_named(tmp_path, monkeypatch):
 
 
 def test_the_last_definition_counts_unless_it_is_the_stub():
-    handed = grade_collect.HandedIn("ann")
-    stub, right = grade_collect.exercises()["output_size"].stub, SOLUTIONS["output_size"]
+    handed = collect.HandedIn("ann")
+    stub, right = collect.exercises()["output_size"].stub, SOLUTIONS["output_size"]
     wrong = with_body("output_size", "return 1")
     for sources, taken in (
         ([wrong, right], right),
@@ -183,8 +183,8 @@ def test_the_last_definition_counts_unless_it_is_the_stub():
         ([stub, right, "x = 1"], right),
         (["def other(): pass", stub], stub),
     ):
-        handed = grade_collect.HandedIn("ann")
-        grade_collect._take_answers(handed, sources)
+        handed = collect.HandedIn("ann")
+        collect._take_answers(handed, sources)
         assert handed.answers["output_size"] == taken
 
 
@@ -198,24 +198,22 @@ def test_marks_have_weights_and_disarm_formulas(tmp_path):
         (total,) = csv.DictReader(file)
     assert (total["student"], total["points"], total["02_pooling"]) == ("'=cmd()", "3.5", "3.5")
     (tmp_path / "w.toml").write_text("[exercise]\nfoldd = 9\n")
-    with pytest.raises(grade_collect.GradeError, match="names foldd"):
-        grade_marks.weights(tmp_path / "w.toml")
+    with pytest.raises(collect.GradeError, match="names foldd"):
+        marks.weights(tmp_path / "w.toml")
 
 
 def test_answers_alike_but_for_names_and_layout_are_listed():
     one = with_body("adam_step", WRONG["adam_step"][0][0])
     other = one.replace("square", "zz").replace("mean", "yy").replace("; ", "\n    # mine\n    ")
-    assert grade_judge.form(one, "adam_step") == grade_judge.form(other, "adam_step") != ""
-    assert grade_judge.form(one, "adam_step") != grade_judge.form(
-        SOLUTIONS["adam_step"], "adam_step"
-    )
-    assert grade_judge.form("def output_size(a): return 1", "output_size") == ""  # too short
-    form = grade_judge.form(one, "adam_step")
+    assert judging.form(one, "adam_step") == judging.form(other, "adam_step") != ""
+    assert judging.form(one, "adam_step") != judging.form(SOLUTIONS["adam_step"], "adam_step")
+    assert judging.form("def output_size(a): return 1", "output_size") == ""  # too short
+    form = judging.form(one, "adam_step")
     rows = [
         {"student": who, "exercise": "adam_step", "form": form, "outcome": "wrong"}
         for who in ("ann", "ben")
     ]
-    assert grade_marks.similar(rows) == [("adam_step", ["ann", "ben"], False)]
+    assert marks.similar(rows) == [("adam_step", ["ann", "ben"], False)]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +259,7 @@ display({"application/vnd.cvlab.record+json": {"claim": f"free: {told}", "holds"
 """
 
 
-@pytest.mark.skipif(not grade_execute.apart(), reason="no unshare on this system")
+@pytest.mark.skipif(not execute.apart(), reason="no unshare on this system")
 def test_a_whole_notebook_runs_in_smoke_and_reaches_nobody(tmp_path):
     secret, server = tmp_path / "secret.txt", socket.create_server(("127.0.0.1", 0))
     secret.write_text("x")
@@ -278,9 +276,9 @@ def test_a_whole_notebook_runs_in_smoke_and_reaches_nobody(tmp_path):
     for cell in content["cells"]:
         cell["outputs"] = []
     path.write_text(json.dumps(content))
-    handed = grade_collect.collect(tmp_path / "in")
+    handed = collect.collect(tmp_path / "in")
     with server:
-        (line,) = grade_execute.execute(handed, ["07"], tmp_path / "marks", 1)
+        (line,) = execute.execute(handed, ["07"], tmp_path / "marks", 1)
     assert "passed, 1 of 1 claims hold" in line, line
     kept = (tmp_path / "marks" / "executed" / "ann" / "07_capstone.ipynb").read_text()
     assert "free: []" in kept
@@ -288,7 +286,7 @@ def test_a_whole_notebook_runs_in_smoke_and_reaches_nobody(tmp_path):
 
 
 def test_nbgraders_source_has_each_exercise_with_its_solution_marked(tmp_path):
-    paths = grade_export.write(tmp_path, 5)
+    paths = nbgrader.write(tmp_path, 5)
     assert [path.stem for path in paths] == sorted({where for where, _ in EXERCISES.values()})
     cells = [c for path in paths for c in nbformat.read(path, as_version=4).cells]
     ids = [c.metadata.nbgrader.grade_id for c in cells if "nbgrader" in c.metadata]

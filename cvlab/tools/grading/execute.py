@@ -1,6 +1,6 @@
 """`grade --execute NOTEBOOK`: a student's whole notebook, in smoke, where it can hurt nobody.
 
-A kernel needs processes and sockets, so `grade_limits` alone will not do: on Linux `unshare` gives
+A kernel needs processes and sockets, so `limits` alone will not do: on Linux `unshare` gives
 it a network that leads nowhere and a list of processes of its own, which all end with the first.
 """
 
@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 
 from cvlab import records
 from cvlab.paths import data_folder, project_root
-from cvlab.tools import grade_limits as limits
-from cvlab.tools.grade_collect import MOST_BYTES, HandedIn
+from cvlab.tools.grading import limits as limits
+from cvlab.tools.grading.collect import MOST_BYTES, HandedIn
 from cvlab.tools.runner import Task, choose, execute_one
 
 SECONDS = 300  # a notebook takes 30 in smoke
@@ -61,7 +61,7 @@ def _one(handed: HandedIn, name: str, out: Path, away: list[str]) -> str:
         own = {"PYTHONPATH": str(project_root()), "PATH": os.environ.get("PATH", "")}
         own |= dict.fromkeys(("HOME", "TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"), place)
         own |= {"CVLAB_DATA": str(data_folder()), "CVLAB_OUT": str(made), "MPLCONFIGDIR": place}
-        command = [*away, sys.executable, "-m", "cvlab.tools.grade_execute", name, place]
+        command = [*away, sys.executable, "-m", "cvlab.tools.grading.execute", name, place]
         devnull, ended = subprocess.DEVNULL, ""
         process = subprocess.Popen(
             command,

@@ -7,8 +7,8 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from cvlab.paths import store_text
-from cvlab.tools.grade_collect import Exercise, exercises
-from cvlab.tools.grade_marks import weights
+from cvlab.tools.grading.collect import Exercise, exercises
+from cvlab.tools.grading.marks import weights
 
 SETUP = """import numpy as np
 import pandas as pd

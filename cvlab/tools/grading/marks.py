@@ -13,7 +13,7 @@ from typing import Any
 
 from cvlab.paths import as_json, store_text
 from cvlab.records import OUTCOMES
-from cvlab.tools.grade_collect import GradeError, HandedIn, exercises
+from cvlab.tools.grading.collect import GradeError, HandedIn, exercises
 from cvlab.tools.report import save
 
 WEIGHTS = {"points": {"●○○": 1, "●●○": 2, "●●●": 3}, "exercise": {}, "late": 1.0}
@@ -142,7 +142,7 @@ def _of_all(rows: list[dict], students: list[dict], enforced: str) -> dict[str, 
 
 def similar(rows: Sequence[dict]) -> list[tuple[str, list[str], bool]]:
     """Answers that are the same but for names, texts and layout: exercise, students, is it ours?"""
-    from cvlab.tools.grade_judge import form
+    from cvlab.tools.grading.judge import form
 
     found = defaultdict(list)
     for row in rows:

@@ -1,8 +1,8 @@
 """Mark a class: `python -m cvlab grade handed-in/ --out marks/`.
 
 Of what students hand in only the source of exercises is taken, as text: the cells that define the
-stubs' functions. `grade_judge` checks them anew, with inputs that no notebook has shown, in
-processes that can hurt nobody (`grade_pupil`, `grade_limits`); `grade_marks` makes marks and pages.
+stubs' functions. `judge` checks them anew, with inputs that no notebook has shown, in
+processes that can hurt nobody (`pupil`, `limits`); `marks` makes marks and pages.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from typing import Any
 
 from cvlab.records import distinct
 from cvlab.show import progress
-from cvlab.tools.grade_collect import GradeError, HandedIn, collect, exercises, imports, is_stub
+from cvlab.tools.grading.collect import GradeError, HandedIn, collect, exercises, imports, is_stub
 
 STUB_LEFT = {"outcome": "not attempted", "said": "the stub is as it was", "form": ""}
 
@@ -37,7 +37,7 @@ def grade(
 ) -> tuple[dict[tuple[str, str], dict[str, str]], str]:
     """Judge what has not been judged; (student, exercise) -> `outcome`, `said`, `form`.
 
-    `how` is a part of each task, see `grade_judge.judged`. The second is what was forbidden.
+    `how` is a part of each task, see `judge.judged`. The second is what was forbidden.
     Each student's outcomes are kept in `graded.jsonl` of `out` as soon as they are known, under a
     key of all that they depend on: stopped or repeated, only what is new or changed is judged.
     """
@@ -80,8 +80,8 @@ def _version() -> str:
     """Of the checks and of what runs them: other checks may say something else."""
     ours = Path(__file__).parent
     files = [
-        *sorted((ours.parent / "exercises").glob("*.py")),
-        *sorted(ours.glob("grade_[hjlpw]*.py")),
+        *sorted((ours.parents[1] / "exercises").glob("*.py")),
+        *sorted(ours.glob("[hjlpw]*.py")),
     ]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
@@ -131,7 +131,7 @@ def _lost(task: dict) -> dict:
 
 
 def _judged(task: dict) -> dict:
-    return import_module("cvlab.tools.grade_judge").judged(task)
+    return import_module("cvlab.tools.grading.judge").judged(task)
 
 
 def _on_cluster(scheduler: str, tasks: list[dict]) -> Iterator[tuple[dict, dict]]:
@@ -143,7 +143,9 @@ def _on_cluster(scheduler: str, tasks: list[dict]) -> Iterator[tuple[dict, dict]
     with cluster.connected(scheduler) as client:
         sent = {
             client.submit(
-                lambda task: import_module("cvlab.tools.grade_judge").judged(task), task, pure=False
+                lambda task: import_module("cvlab.tools.grading.judge").judged(task),
+                task,
+                pure=False,
             ): task
             for task in tasks
         }
@@ -180,12 +182,12 @@ def main(
         GradeError: it cannot begin; nothing of the students has run.
     """
     try:
-        from cvlab.tools import grade_limits, grade_marks  # noqa: F401
+        from cvlab.tools.grading import limits, marks  # noqa: F401
     except ImportError as error:  # Windows has no `resource`
         raise GradeError(
             f"Here students' code cannot be limited ({error}): grade on Linux, as in WSL."
         ) from error
-    worth, handed = grade_marks.weights(weights), collect(handed_in, due)
+    worth, handed = marks.weights(weights), collect(handed_in, due)
     named = students.read_text(encoding="utf-8").split("\n") if students else []
     there = {one.student for one in handed}
     handed += [HandedIn(n.strip()) for n in named if n.strip() and n.strip() not in there]
@@ -193,10 +195,10 @@ def main(
     secret = _secret(out, secret)
     how = {"secret": secret, "seconds": seconds, "unprotected": unprotected}
     judged, forbidden = grade(handed, out, how, jobs=jobs, scheduler=scheduler)
-    page = grade_marks.write(grade_marks.marks(handed, judged, worth), handed, out, forbidden)
+    page = marks.write(marks.marks(handed, judged, worth), handed, out, forbidden)
     if execute:
-        from cvlab.tools import grade_execute
+        from cvlab.tools.grading import execute as whole
 
-        for line in grade_execute.execute(handed, execute, out, jobs):
+        for line in whole.execute(handed, execute, out, jobs):
             print(line, flush=True)
     return f"{len(handed)} students; marks.csv, totals.csv, marks.json in {out}. Page: {page}"

@@ -1,6 +1,6 @@
 """A student's function as the judge has it: an `Answer`, which asks the process where it lives.
 
-Nothing of the student is executed or unpickled here: what comes back is JSON, see `grade_words`.
+Nothing of the student is executed or unpickled here: what comes back is JSON, see `words`.
 """
 
 import io
@@ -27,8 +27,9 @@ import optuna
 import torch
 
 from cvlab.exercises.answers import Wrong
-from cvlab.tools import grade_limits as limits
-from cvlab.tools.grade_words import decode, send
+from cvlab.paths import PACKAGE
+from cvlab.tools.grading import limits as limits
+from cvlab.tools.grading.words import decode, send
 
 MOST_BYTES = 16 * 2**20  # of a file that comes with an answer
 MOST_WORDS = 4 * 2**20  # bytes of an answer
@@ -76,10 +77,10 @@ class Home:
         self.folder = Path(self.place.name)
         self.control, theirs = socket.socketpair()
         kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
-        ours = Path(__file__).parents[2]
+        ours = PACKAGE.parent
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         own = {"PYTHONPATH": str(ours), "HOME": str(self.folder), "MPLBACKEND": "agg"}
-        command = [sys.executable, "-m", "cvlab.tools.grade_pupil", str(theirs.fileno())]
+        command = [sys.executable, "-m", "cvlab.tools.grading.pupil", str(theirs.fileno())]
         with theirs:
             self.process = subprocess.Popen(
                 command,

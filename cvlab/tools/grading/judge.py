@@ -6,7 +6,7 @@ import hmac
 import threading
 
 from cvlab.exercises import judge
-from cvlab.tools.grade_home import Answer, Home
+from cvlab.tools.grading.home import Answer, Home
 
 MOST_SAID = 400  # characters that a student is told
 TIMED = ("milliseconds",)  # a busy machine may spoil it, so it has three tries

@@ -1,6 +1,6 @@
 """Where a student's function lives: a process that has everything imported waits, and forks.
 
-The judge, `grade_judge`, sends it one end of a socket. The fork gives up its rights, runs the
+The judge, `judge`, sends it one end of a socket. The fork gives up its rights, runs the
 source of one exercise and answers over the socket: pickled questions come, only JSON goes back.
 It knows neither the checks nor the secret, and nothing that it says is more than data.
 """
@@ -25,8 +25,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from cvlab.tools import grade_limits as limits
-from cvlab.tools.grade_words import encode, send
+from cvlab.tools.grading import limits as limits
+from cvlab.tools.grading.words import encode, send
 
 
 def _receive(line: socket.socket) -> bytes:
