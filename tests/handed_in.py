@@ -65,7 +65,10 @@ HOSTILE = {
     "import ctypes; return ctypes.string_at(0)": ("wrong", "SIGSEGV"),
     "import os\nfor i in range(3, 99):\n    try: os.write(i, b'{\"result\": 17}')\n"
     "    except OSError: pass\nreturn 5": ("wrong", ""),
-    "import os, time\nos.closerange(3, 99); time.sleep(60)": ("wrong", ""),
+    "import os, struct\nfor i in range(3, 99):\n"
+    "    try: os.write(i, struct.pack('!iQ', -1, 2**63))\n"
+    "    except OSError: pass\nreturn 5": ("wrong", "came back"),
+    "import os, time\nos.closerange(3, 99); time.sleep(60)": ("wrong", "exit code"),
     "import gc, os, pickle\nraise type('E', (Exception,), {'__str__': lambda s: 1 / 0})()": (
         "wrong",
         "",
@@ -79,13 +82,18 @@ HOSTILE = {
 }
 
 
+def whole(name: str, source: str) -> str:
+    """The cell as a student leaves it: the function, then `run.check` or `run.use` as it was."""
+    return source.rstrip() + cells(name)[1].source.split("    ...", 1)[1]
+
+
 def notebook(name: str, answers: dict[str, str], kept: bool = True) -> dict:
     """One of our notebooks with these sources in place of its stubs, in plain JSON."""
     content = json.loads((NOTEBOOK_FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
     for cell in content["cells"]:
         stub = re.match(r"def (\w+)\(", "".join(cell["source"]))
         if stub and stub[1] in answers:
-            cell["source"] = answers[stub[1]].splitlines(keepends=True)
+            cell["source"] = whole(stub[1], answers[stub[1]]).splitlines(keepends=True)
         if not kept:
             cell.pop("outputs", None)
     return content

@@ -230,7 +230,7 @@ def _report(options) -> int:
 def _grade(options) -> int:
     from cvlab.tools.grading import grade
 
-    print(grade.main(**{n: v for n, v in vars(options).items() if n not in ("do", "told")}))
+    print(grade.main(options))
     return 0
 
 

@@ -1,53 +1,61 @@
 """`grade --execute NOTEBOOK`: a student's whole notebook, in smoke, where it can hurt nobody.
 
-A kernel needs processes and sockets, so `limits` alone will not do: on Linux `unshare` gives
-it a network that leads nowhere and a list of processes of its own, which all end with the first.
+A kernel needs processes and sockets, so `limits` alone will not do: on Linux `unshare` gives it a
+network that leads nowhere and a list of processes of its own, which all end with the first.
 """
 
 import fcntl
 import os
-import shutil
-import signal
 import socket
-import stat
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
+
 from cvlab import records
 from cvlab.paths import data_folder, project_root
-from cvlab.tools.grading import limits as limits
+from cvlab.tools.grading import limits
 from cvlab.tools.grading.collect import MOST_BYTES, HandedIn
+from cvlab.tools.grading.words import overflows, plain
 from cvlab.tools.runner import Task, choose, execute_one
 
 SECONDS = 300  # a notebook takes 30 in smoke
-MEMORY = 8 * 2**30  # bytes of addresses of each process
-APART = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--mount-proc"]
+MEMORY = 8 * 2**30  # bytes: addresses of each process, and what all of them hold
+PROCESSES = 64
+FOLDER_BYTES = 2**29
+APART = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--mount", "--mount-proc"]
 APART += ["--fork", "--kill-child"]
+SHARED = ["mount", "-t", "tmpfs", "-o", f"size={FOLDER_BYTES}", "tmpfs", "/dev/shm"]
 
 
 def apart() -> list[str]:
     """The command that takes connections away, [] where the system has none."""
-    try:
-        tried = subprocess.run([*APART, "true"], capture_output=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [] if tried.returncode else APART
+    with suppress(OSError, subprocess.TimeoutExpired):
+        if not subprocess.run([*APART, *SHARED], capture_output=True, timeout=20).returncode:
+            return APART
+    return []
 
 
-def execute(handed: list[HandedIn], asked: list[str], out: Path, jobs: int) -> Iterator[str]:
+def execute(
+    handed: list[HandedIn], asked: list[str], out: Path, jobs: int, unprotected: bool
+) -> Iterator[str]:
     """Execute these notebooks of all students; a line for each.
 
     What a notebook wrote, and itself, goes to `executed/STUDENT` of `out`.
     """
     away = apart()
     if not away:
-        yield "Connections are NOT forbidden to executed notebooks here: this is no sandbox."
+        yield "Connections cannot be forbidden here to executed notebooks: this is no sandbox."
+    if not (away or unprotected):
+        yield "None was executed; in a virtual machine that holds nothing else, --unprotected."
+        return
     plan = [(one, name) for one in handed for name in choose(asked) if name in one.notebooks]
     with ThreadPoolExecutor(jobs) as threads:
         yield from threads.map(lambda given: _one(*given, out, away), plan)
@@ -55,59 +63,68 @@ def execute(handed: list[HandedIn], asked: list[str], out: Path, jobs: int) -> I
 
 def _one(handed: HandedIn, name: str, out: Path, away: list[str]) -> str:
     with TemporaryDirectory(prefix="cvlab-grade-", ignore_cleanup_errors=True) as place:
-        folder, made = Path(place), Path(place) / "out"
-        shutil.copyfile(handed.notebooks[name], folder / f"{name}.ipynb", follow_symlinks=False)
+        made, kept = Path(place) / "out", out / "executed" / handed.student
         made.mkdir()
+        (Path(place) / f"{name}.ipynb").write_bytes(plain(handed.notebooks[name], MOST_BYTES))
         own = {"PYTHONPATH": str(project_root()), "PATH": os.environ.get("PATH", "")}
-        own |= dict.fromkeys(("HOME", "TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"), place)
-        own |= {"CVLAB_DATA": str(data_folder()), "CVLAB_OUT": str(made), "MPLCONFIGDIR": place}
-        command = [*away, sys.executable, "-m", "cvlab.tools.grading.execute", name, place]
-        devnull, ended = subprocess.DEVNULL, ""
+        own |= {"CVLAB_DATA": str(data_folder()), "CVLAB_OUT": str(made), "CVLAB_PROFILE": "smoke"}
+        places = ("HOME", "TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR")
         process = subprocess.Popen(
-            command,
-            **{"cwd": place, "env": own, "start_new_session": True},
-            **{"stdin": devnull, "stdout": devnull, "stderr": devnull},
+            [*away, sys.executable, "-m", "cvlab.tools.grading.execute", name, place],
+            **{"cwd": place, "env": own | dict.fromkeys(places, place)},
+            **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL),
         )
-        try:
-            process.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            ended = f", stopped after {SECONDS} s"
-        finally:
-            with suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        kept = out / "executed" / handed.student
-        _keep(made, kept)
-        paths = [kept / f"{name}{ending}.ipynb" for ending in records.STATES]
-        found = records.read(next((path for path in paths if path.is_file()), paths[0]))
-        claims = f"{found.held} of {len(found.claims)} claims hold"
-        return f"{handed.student}, {name}: {found.status}{ended}, {claims} {found.error}"[:200]
+        ended = _supervise(process, Path(place))
+        for path in sorted(made.rglob("*"))[:100]:
+            if path.suffix in (".ipynb", ".md", ".png"):
+                with suppress(OSError):  # a link, or too large
+                    content, target = plain(path, MOST_BYTES), kept / path.relative_to(made)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(content)
+    found = [records.read(kept / f"{name}{ending}.ipynb") for ending in records.STATES]
+    told = max(found, key=lambda one: one.status != records.NOT_RUN)
+    claims = f"{told.held} of {len(told.claims)} claims hold"
+    line = f"{handed.student}, {name}: {told.status}{ended}, {claims} {told.error}"
+    return "".join(letter for letter in line if letter.isprintable())[:200]
 
 
-def _keep(made: Path, kept: Path) -> None:
-    """Copy plain files that are not too large: notebooks, report, figures."""
-    for path in sorted(made.rglob("*"))[:100]:
-        about = path.lstat()
-        plain = stat.S_ISREG(about.st_mode) and about.st_size <= MOST_BYTES
-        if plain and path.suffix in (".ipynb", ".md", ".png"):
-            target = kept / path.relative_to(made)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target, follow_symlinks=False)
+def _supervise(process: subprocess.Popen, folder: Path) -> str:
+    """Wait until it ends, or kill it when it takes too much; returns why."""
+    until, why = time.monotonic() + SECONDS, ""
+    while process.poll() is None and not why:
+        time.sleep(0.25)
+        with suppress(psutil.Error):
+            family = psutil.Process(process.pid).children(recursive=True)
+            if time.monotonic() > until:
+                why = f", stopped after {SECONDS} s"
+            elif len(family) > PROCESSES or sum(p.memory_info().rss for p in family) > MEMORY:
+                why = (
+                    f", stopped: more than {PROCESSES} processes or {MEMORY // 2**30} GB of memory"
+                )
+            elif overflows(folder, FOLDER_BYTES):
+                why = f", stopped: more than {FOLDER_BYTES // 2**20} MB or too many files"
+            if why:
+                for one in [*family, process]:
+                    with suppress(psutil.Error):
+                        one.kill()
+    process.wait()
+    return why
 
 
 def main(name: str, place: str) -> None:
     """In the new process: give up what can be given up, then run the notebook."""
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 1))  # the loopback is up
+    subprocess.run(SHARED, capture_output=True)  # shared memory of its own
     read = [*limits.readable(), project_root() / "cvlab", project_root() / "notebooks"]
-    read += [Path(where) for where in (os.environ["CVLAB_DATA"], "/proc", "/sys", "/dev", "/usr")]
-    read += [Path(sys.prefix), Path(sys.base_prefix), Path("/bin"), Path("/etc")]
-    found = limits.rules(read, [Path(place), Path("/dev/shm"), Path("/dev/null")], limits.EXECUTE)
+    read += [Path(os.environ["CVLAB_DATA"]), Path(sys.prefix), Path(sys.base_prefix)]
+    read += map(Path, ("/proc", "/sys", "/dev", "/usr", "/bin", "/etc"))
+    own = [Path(place), Path("/dev/shm"), Path("/dev/null")]
     limits.limit(2 * SECONDS, MEMORY, files=1024)
-    limits.confine(found, alone=False)
-    task = Task(Path(place) / f"{name}.ipynb", {"PROFILE": "smoke"}, "smoke", Path(place) / "out")
-    os.environ["CVLAB_PROFILE"] = "smoke"
-    execute_one(task)
+    limits.confine(limits.rules(read, own, limits.EXECUTE), alone=False)
+    execute_one(
+        Task(Path(place) / f"{name}.ipynb", {"PROFILE": "smoke"}, "smoke", Path(place, "out"))
+    )
 
 
 if __name__ == "__main__":

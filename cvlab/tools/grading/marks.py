@@ -2,14 +2,14 @@
 the instructor. Texts of students are data: the templates escape them, the tables disarm formulas.
 """
 
-import csv
-import io
 import re
 import tomllib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from cvlab.paths import as_json, store_text
 from cvlab.records import OUTCOMES
@@ -17,8 +17,9 @@ from cvlab.tools.grading.collect import GradeError, HandedIn, exercises
 from cvlab.tools.report import save
 
 WEIGHTS = {"points": {"●○○": 1, "●●○": 2, "●●●": 3}, "exercise": {}, "late": 1.0}
-MISSING = "its notebook, or its cell, was not handed in"
+MISSING = {"outcome": "missing", "said": "no cell that was handed in defines it", "form": ""}
 SIGNS = {**OUTCOMES, "missing": "–"}
+COLUMNS = ["student", "notebook", "exercise", "points", "of", "outcome", "late", "said"]
 
 
 def weights(file: Path | None) -> dict[str, float]:
@@ -31,8 +32,8 @@ def weights(file: Path | None) -> dict[str, float]:
         given = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
         points = WEIGHTS["points"] | given.get("points", {})
         own = given.get("exercise", {})
-        unknown = ({*given} - {*WEIGHTS}) | ({*points} - {*WEIGHTS["points"]})
-        unknown |= {*own} - {*exercises()}
+        unknown = (given.keys() - WEIGHTS) | (points.keys() - WEIGHTS["points"])
+        unknown |= own.keys() - exercises()
         found = {n: float(own.get(n, points.get(one.level, 1))) for n, one in exercises().items()}
         found["late"] = float(given.get("late", WEIGHTS["late"]))
     except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
@@ -49,9 +50,7 @@ def marks(
     rows = []
     for one in handed:
         for name, exercise in exercises().items():
-            nothing = {"outcome": "missing", "said": MISSING, "form": ""}
-            told = judged.get((one.student, name), nothing)
-            late = exercise.notebook in one.late
+            told, late = judged.get((one.student, name), MISSING), exercise.notebook in one.late
             share = (told["outcome"] == "solved") * (worth["late"] if late else 1)
             row = {"student": one.student, "notebook": exercise.notebook, "exercise": name}
             row |= {"points": worth[name] * share, "of": worth[name], "late": late}
@@ -61,111 +60,100 @@ def marks(
 
 def write(rows: list[dict], handed: Sequence[HandedIn], out: Path, enforced: str) -> Path:
     """Write marks.csv, totals.csv, marks.json and the pages; returns the instructor's."""
-    students = [_student(one, [r for r in rows if r["student"] == one.student]) for one in handed]
-    columns = ["student", "notebook", "exercise", "points", "of", "outcome", "late", "said"]
-    store_text(_csv(columns, rows), out / "marks.csv")
-    notebooks = list(dict.fromkeys(row["notebook"] for row in rows))
-    totals = [
-        {"student": s["student"], "points": s["points"], "of": s["of"]} | s["by"] for s in students
-    ]
-    store_text(_csv(["student", "points", "of", *notebooks], totals), out / "totals.csv")
-    kept = [{key: row[key] for key in columns} for row in rows]
-    notes = {one.student: one.notes for one in handed if one.notes}
-    store_text(as_json({"marks": kept, "notes": notes, "enforced": enforced}), out / "marks.json")
-    for position, student in enumerate(students):
-        safe = re.sub(r"[^\w-]", "_", student["student"])[:40]
-        student["page"] = f"students/{position:04d}_{safe}.html"
-        save(out / student["page"], "marks.html.j2", _of(student))
-    return save(out / "index.html", "marks.html.j2", _of_all(rows, students, enforced))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "form"])
+    by = table.pivot_table(values="points", index="student", columns="notebook", aggfunc="sum")
+    totals = table.groupby("student")[["points", "of"]].sum().join(by).reset_index()
+    _store(table[COLUMNS], out / "marks.csv")
+    _store(totals, out / "totals.csv")
+    notes = {one.student: _notes(one) for one in handed}
+    told = {"marks": table[COLUMNS].to_dict("records"), "notes": notes, "enforced": enforced}
+    store_text(as_json(told), out / "marks.json")
+    pages = {}
+    for position, (student, own) in enumerate(table.groupby("student")):
+        safe = re.sub(r"[^\w-]", "_", student)[:40]
+        pages[student] = f"students/{position:04d}_{safe}.html"
+        save(out / pages[student], "marks.html.j2", _of(student, own, notes[student]))
+    return save(out / "index.html", "marks.html.j2", _of_all(table, notes, pages, enforced))
 
 
-def _student(handed: HandedIn, rows: list[dict]) -> dict[str, Any]:
-    by: dict[str, float] = defaultdict(float)
-    for row in rows:
-        by[row["notebook"]] += row["points"]
-    missing = [name for name in by if name not in handed.notebooks]
-    notes = [*handed.notes, *(f"{name} is missing" for name in missing)]
-    notes += [f"{name} is late" for name in sorted(handed.late)]
-    points, of = (sum(row[key] for row in rows) for key in ("points", "of"))
-    told = {"student": handed.student, "points": points, "of": of, "by": dict(by)}
-    return told | {"rows": rows, "notes": notes}
+def _store(table: pd.DataFrame, path: Path) -> None:
+    """As CSV; a text that a spreadsheet would compute begins with an apostrophe."""
+    safe = lambda text: re.sub(r"^(?=[=+\-@\t\r])", "'", text)  # noqa: E731
+    texts = table.select_dtypes(exclude=["number", "bool"]).columns
+    disarmed = table.assign(**{name: table[name].map(safe) for name in texts})
+    content = disarmed.to_csv(index=False, float_format="%g", lineterminator="\n")
+    store_text(content, path)
 
 
-def _of(student: dict[str, Any]) -> dict[str, Any]:
+def _notes(one: HandedIn) -> list[str]:
+    """What is odd, missing and late."""
+    wanted = dict.fromkeys(exercise.notebook for exercise in exercises().values())
+    missing = [f"{name} is missing" for name in wanted if name not in one.notebooks]
+    return [*one.notes, *missing, *(f"{name} is late" for name in sorted(one.late))]
+
+
+def _of(student: str, own: pd.DataFrame, notes: list[str]) -> dict[str, Any]:
     """What a student's page shows."""
     rows = [
-        (f"{SIGNS[r['outcome']]} {r['exercise']}", f"{r['points']:g} of {r['of']:g}", r["said"])
-        for r in student["rows"]
+        (f"{SIGNS[r.outcome]} {r.exercise}", f"{r.points:g} of {r.of:g}", r.said)
+        for r in own.itertuples()
     ]
-    facts = [f"{student['points']:g} of {student['of']:g} points", *student["notes"]]
-    tables = [("Exercises", ("exercise", "points", "what was said"), rows)]
     return {
-        "title": f"Marks of {student['student']}",
-        "facts": facts,
-        "tables": tables,
+        "title": f"Marks of {student}",
+        "facts": [f"{own.points.sum():g} of {own.of.sum():g} points", *notes],
+        "tables": [("Exercises", ("exercise", "points", "what was said"), rows)],
         "links": {},
     }
 
 
-def _of_all(rows: list[dict], students: list[dict], enforced: str) -> dict[str, Any]:
+def _of_all(
+    table: pd.DataFrame, notes: dict[str, list[str]], pages: dict[str, str], enforced: str
+) -> dict[str, Any]:
     """What the instructor's page shows: who is stuck where, and what is wrong most often."""
+    each, tenths = [], Counter()
+    for student, own in table.groupby("student"):
+        points = own.points.sum()
+        tenths[min(9, int(10 * points / (own.of.sum() or 1)))] += 1
+        signs = own.outcome.map(SIGNS).groupby(own.notebook.str[:2]).sum()
+        told = " ".join(f"{number} {one}" for number, one in signs.items())
+        each.append((student, f"{points:g}", told, "; ".join(notes[student])))
     counted = []
-    for name in exercises():
-        counts = Counter(row["outcome"] for row in rows if row["exercise"] == name)
-        wrong = "; ".join(f"{count} × {said}" for said, count in common(rows, name))
-        counted.append((name, *(counts[outcome] for outcome in SIGNS), wrong))
-    tenths = Counter(min(9, int(10 * s["points"] / (s["of"] or 1))) for s in students)
+    for name, own in table.groupby("exercise", sort=False):
+        counts, wrong = Counter(own.outcome), own.said[own.outcome == "wrong"]
+        said = "; ".join(f"{count} × {one}" for one, count in common(wrong))
+        counted.append((name, *(counts[outcome] for outcome in SIGNS), said))
     bars = [(f"{10 * i} to {10 * i + 10} %", tenths[i], "█" * tenths[i]) for i in range(10)]
-    each = []
-    for one in students:
-        stuck = {r["notebook"][:2]: "" for r in one["rows"]}
-        for row in one["rows"]:
-            stuck[row["notebook"][:2]] += SIGNS[row["outcome"]]
-        told = " ".join(f"{number} {signs}" for number, signs in stuck.items())
-        line = (one["student"], f"{one['points']:g}", told, "; ".join(one["notes"]))
-        each.append(line)
-    alike = [
-        (name, ", ".join(who), "the folded solution" if ours else "")
-        for name, who, ours in similar(rows)
-    ]
-    tables = [
-        ("Students", ("student", "points", "exercises by notebook", "notes"), each),
-        ("How many points", ("share", "students", ""), bars),
-        ("Exercises", ("exercise", *SIGNS, "wrong most often"), counted),
-        ("Similar answers, a hint and no more", ("exercise", "students", "like"), alike),
-    ]
     signs = ", ".join(f"{sign} {outcome}" for outcome, sign in SIGNS.items())
-    facts = [f"{len(students)} students; {signs}", enforced]
-    links = {one["student"]: one["page"] for one in students}
-    return {"title": "Marks", "facts": facts, "tables": tables, "links": links}
+    return {
+        "title": "Marks",
+        "facts": [f"{len(pages)} students; {signs}", enforced],
+        "tables": [
+            ("Students", ("student", "points", "exercises by notebook", "notes"), each),
+            ("How many points", ("share", "students", ""), bars),
+            ("Exercises", ("exercise", *SIGNS, "wrong most often"), counted),
+            ("Similar answers, a hint and no more", ("exercise", "students", ""), similar(table)),
+        ],
+        "links": pages,
+    }
 
 
-def similar(rows: Sequence[dict]) -> list[tuple[str, list[str], bool]]:
+def similar(table: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Answers that are the same but for names, texts and layout: exercise, students, is it ours?"""
     from cvlab.tools.grading.judge import form
 
-    found = defaultdict(list)
-    for row in rows:
-        if row["form"] and row["outcome"] != "not attempted":
-            found[row["exercise"], row["form"]].append(row["student"])
     ours = {name: form(one.solution, name) for name, one in exercises().items()}
-    return [(n, who, ours[n] == one) for (n, one), who in found.items() if len(who) > 1]
+    shown = table[(table.form != "") & (table.outcome != "not attempted")]
+    return [
+        (name, ", ".join(own.student), "the folded solution" if ours[name] == kind else "")
+        for (name, kind), own in shown.groupby(["exercise", "form"], sort=False)
+        if len(own) > 1
+    ]
 
 
-def common(rows: Sequence[dict], name: str) -> list[tuple[str, int]]:
-    """What was said most often of the wrong answers to an exercise, numbers apart."""
-    wrong = [r["said"] for r in rows if r["exercise"] == name and r["outcome"] == "wrong"]
-    kinds = Counter(re.sub(r"-?\d[\d.e+-]*", "#", said) for said in wrong)
-    first = {re.sub(r"-?\d[\d.e+-]*", "#", said): said for said in reversed(wrong)}
-    return [(first[kind], count) for kind, count in kinds.most_common(3) if count > 1]
-
-
-def _csv(columns: list[str], rows: Sequence[Mapping]) -> str:
-    """A table; a text that a spreadsheet would compute begins with an apostrophe."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        texts = [f"{v:g}" if isinstance(v, float) else str(v) for v in (row[c] for c in columns)]
-        writer.writerow(["'" + text if text[:1] in "=+-@\t\r" else text for text in texts])
-    return stream.getvalue()
+def common(wrong: Sequence[str]) -> list[tuple[str, int]]:
+    """What was said most often of wrong answers, numbers apart, and how often."""
+    kinds: dict[str, list[str]] = {}
+    for said in wrong:
+        kinds.setdefault(re.sub(r"-?\d[\d.e+-]*", "#", said), []).append(said)
+    most = sorted(kinds.values(), key=len, reverse=True)[:3]
+    return [(alike[0], len(alike)) for alike in most if len(alike) > 1]

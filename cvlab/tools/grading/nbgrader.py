@@ -1,7 +1,8 @@
 """Our exercises for nbgrader: `python -m cvlab nbgrader SOURCE_DIR` writes one assignment."""
 
-import ast
+import re
 from pathlib import Path
+from textwrap import indent
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -33,43 +34,29 @@ def write(folder: Path, seed: int) -> list[Path]:
     `nbgrader generate_assignment` takes the solutions and the hidden tests out; points are those
     of the exercise's difficulty. `seed` is that of the inputs of the hidden tests.
     """
-    made = {}
-    for one in exercises().values():
-        made.setdefault(one.notebook, [new_code_cell(SETUP.format(one.notebook))])
-        text = one.text.split("<details><summary>Solution")[0]
-        cells = [new_markdown_cell(text), new_code_cell(_solved(one)), new_code_cell("")]
-        cells[1].metadata["nbgrader"] = _about(one.name, solution=True)
-        cells[2].source = TEST.format(name=one.name, seed=seed)
-        points = weights(None)[one.name]
-        cells[2].metadata["nbgrader"] = _about(f"test-{one.name}", grade=True, points=points)
-        made[one.notebook] += cells
-    paths = []
-    for name, cells in made.items():
-        paths.append(
-            store_text(nbformat.writes(new_notebook(cells=cells)), folder / f"{name}.ipynb")
-        )
-    return paths
+    made, points = {}, weights(None)
+    for name, one in exercises().items():
+        cells = made.setdefault(one.notebook, [new_code_cell(SETUP.format(one.notebook))])
+        test, more = TEST.format(name=name, seed=seed), {"grade": True, "points": points[name]}
+        cells += [
+            new_markdown_cell(one.text.split("<details><summary>Solution")[0]),
+            new_code_cell(_solved(name, one), metadata=_about(name, solution=True)),
+            new_code_cell(test, metadata=_about(f"test-{name}", locked=True, **more)),
+        ]
+    return [
+        store_text(nbformat.writes(new_notebook(cells=cells)), folder / f"{name}.ipynb")
+        for name, cells in made.items()
+    ]
 
 
-def _about(which: str, solution: bool = False, grade: bool = False, **more) -> dict:
-    told = {"grade_id": which, "solution": solution, "grade": grade, "locked": grade}
-    return told | {"task": False, "schema_version": 3} | more
+def _about(which: str, **more) -> dict:
+    told = dict.fromkeys(("solution", "grade", "locked", "task"), False)
+    return {"nbgrader": told | {"grade_id": which, "schema_version": 3} | more}
 
 
-def _solved(one: Exercise) -> str:
+def _solved(name: str, one: Exercise) -> str:
     """The stub with the folded solution between nbgrader's marks, and `run.check` after it."""
-    stub, found = ast.parse(one.stub), ast.parse(one.solution)
-    lines = one.stub.splitlines()
-    (function,) = (n for n in stub.body if getattr(n, "name", "") == one.name)
-    (ours,) = (n for n in found.body if getattr(n, "name", "") == one.name)
-    head = lines[function.lineno - 1 : function.body[0].end_lineno]
-    body = one.solution.splitlines()[ours.lineno : ours.end_lineno]
-    before = one.solution.splitlines()[: ours.lineno - 1]
-    marks = ["    ### BEGIN SOLUTION", *(f"    {line}" for line in before if line.strip())]
-    after = [
-        "    ### END SOLUTION",
-        "",
-        "",
-        f"run.check({one.name})",
-    ]  # without what `run.use` needs
-    return "\n".join([*head, *marks, *body, *after])
+    before, body = re.split(rf"^def {name}\(.*\n", one.solution, maxsplit=1, flags=re.M)
+    solution = indent(before.strip() + "\n", "    ") * bool(before.strip()) + body.rstrip()
+    marked = f"    ### BEGIN SOLUTION\n{solution}\n    ### END SOLUTION\n"
+    return f"{one.stub.split('    ...')[0]}{marked}\n\nrun.check({name})"

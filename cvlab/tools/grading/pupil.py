@@ -1,8 +1,8 @@
 """Where a student's function lives: a process that has everything imported waits, and forks.
 
-The judge, `judge`, sends it one end of a socket. The fork gives up its rights, runs the
-source of one exercise and answers over the socket: pickled questions come, only JSON goes back.
-It knows neither the checks nor the secret, and nothing that it says is more than data.
+The judge, `home`, sends it one end of a pipe. The fork gives up its rights, runs the source of
+one exercise and answers over the pipe: pickled questions come, only JSON goes back. It knows
+neither the checks nor the secret, and nothing that it says is more than data.
 """
 
 import io
@@ -10,12 +10,13 @@ import json
 import os
 import pickle
 import signal
-import socket
-import struct
 import sys
 import time
 import traceback
 from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any
 
@@ -25,63 +26,56 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from cvlab.tools.grading import limits as limits
-from cvlab.tools.grading.words import encode, send
-
-
-def _receive(line: socket.socket) -> bytes:
-    def exactly(count: int) -> bytes:
-        found = bytearray()
-        while len(found) < count:
-            piece = line.recv(count - len(found))
-            if not piece:
-                os._exit(0)  # the judge has heard enough
-            found += piece
-        return bytes(found)
-
-    return exactly(*struct.unpack("!I", exactly(4)))
+from cvlab.tools.grading import limits
+from cvlab.tools.grading.words import encode
 
 
 class _Questions(pickle.Unpickler):
-    """The judge's questions; what cannot travel is called over the line."""
+    """The judge's questions; what cannot travel is asked over the line."""
 
-    def __init__(self, content: bytes, line: socket.socket):
-        super().__init__(io.BytesIO(content))
+    def __init__(self, line: Connection):
+        super().__init__(io.BytesIO(line.recv_bytes()))
         self.line = line
 
     def persistent_load(self, known: tuple) -> Any:
         kind, which = known
-        if kind == "path":
-            return Path.cwd() / which
-        return _Distant(self.line, which)
+        return Path.cwd() / which if kind == "path" else _Distant(self.line, which)
 
 
 class _Distant:
     """A function or an Optuna trial of the judge's."""
 
-    def __init__(self, line: socket.socket, which: int):
+    def __init__(self, line: Connection, which: int):
         self._line, self._which = line, which
 
     def __call__(self, *arguments, **named):
         return self._ask("__call__", *arguments, **named)
 
     def __getattr__(self, method: str):
-        if method in ("params", "number", "distributions"):
-            return self._ask(method)
-        return lambda *arguments, **named: self._ask(method, *arguments, **named)
+        return self._ask(method) if method == "params" else partial(self._ask, method)
 
     def _ask(self, method: str, *arguments, **named):
         named = {key: encode(one) for key, one in named.items()}
         asked = {"call": self._which, "method": method, "named": named}
-        told = asked | {"arguments": [encode(one) for one in arguments]}
-        send(self._line, json.dumps(told).encode())
-        value, error = pickle.loads(_receive(self._line))
+        asked["arguments"] = [encode(one) for one in arguments]
+        self._line.send_bytes(json.dumps(asked).encode())
+        value, error = self._line.recv()
         if error:
             raise ValueError(error)
         return value
 
 
-def _answer(line: socket.socket, names: dict, name: str, source: str) -> None:
+class _Run:
+    """In place of a notebook's `run`: a cell may call it; nothing is checked here."""
+
+    def use(self, answer, *_, **__):
+        return answer
+
+    def __getattr__(self, name: str):
+        return lambda *_, **__: None
+
+
+def _answer(line: Connection, names: dict, name: str, source: str) -> None:
     """Define the function, then answer questions until the judge hangs up."""
     problem = {}
     try:
@@ -91,12 +85,12 @@ def _answer(line: socket.socket, names: dict, name: str, source: str) -> None:
     if answer := names.get(name):  # what comes after it in the cell may need the notebook
         problem = {}
     while True:
-        arguments = _Questions(_receive(line), line).load()
+        arguments = _Questions(line).load()
         try:
             told = problem or _result(answer, arguments)
         except BaseException as error:
             told = _problem(error, source)
-        send(line, json.dumps(told).encode())
+        line.send_bytes(json.dumps(told).encode())
 
 
 def _result(answer, arguments: tuple) -> dict:
@@ -116,48 +110,39 @@ def _problem(error: BaseException, source: str) -> dict:
     return {"error": type(error).__name__, "line": where, "text": str(error)[:300]}
 
 
-def _live(line: socket.socket, spaces: dict, found: int | None, memory: int) -> None:
-    """A fork's life. It ends when the judge hangs up or kills it."""
+def _live(line: Connection, spaces: dict, rules: int | None, memory: int) -> None:
+    """A fork's life. It ends when the judge hangs up or has it killed."""
     os.setsid()
-    kept = sorted({line.fileno(), found if found is not None else line.fileno()})
-    for low, high in zip([2, *kept], [*kept, 4096], strict=True):
-        os.closerange(low + 1, high)
+    for number in {int(name) for name in os.listdir("/dev/fd")} - {line.fileno(), rules}:
+        with suppress(OSError):
+            os.close(number)
     for standard in range(3):
         os.dup2(os.open(os.devnull, os.O_RDWR), standard)
-    notebook, name, source, seconds = pickle.loads(_receive(line))
+    notebook, name, source, seconds = line.recv()
     limits.limit(seconds, memory)
-    limits.confine(found)
+    limits.confine(rules)
     _answer(line, dict(spaces.get(notebook, {}), __name__="__main__"), name, source)
 
 
-def _reaped(child: int, patience: float = 1) -> int:
-    """How it has ended; one that hung up and goes on is killed after so many seconds."""
+def _reaped(child: int, patience: float) -> int:
+    """How it has ended, as `os.waitpid` tells; after so many seconds it is killed."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             return status
         time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
+    for end in (os.killpg, os.kill):
+        with suppress(OSError):
+            end(child, signal.SIGKILL)
     return os.waitpid(child, 0)[1]
 
 
-class _Ignored:
-    """In place of `run`: a cell may call `run.check`, `run.use` and more; nothing happens."""
-
-    def __getattr__(self, name: str) -> "_Ignored":
-        return self
-
-    def __call__(self, *_, **__) -> "_Ignored":
-        return self
-
-
-def main() -> None:
-    """Import what the notebooks import, then fork whenever the judge asks."""
-    control = socket.socket(fileno=int(sys.argv[1]))
+def _spaces(imports: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """What each notebook has imported, and everything that takes long for the first time."""
     spaces = {}
-    for notebook, statements in pickle.loads(_receive(control)).items():
-        spaces[notebook] = {"torch": torch, "np": np, "pd": pd, "run": _Ignored()}
+    for notebook, statements in imports.items():
+        spaces[notebook] = {"torch": torch, "np": np, "pd": pd, "run": _Run()}
         for statement in statements:
             with suppress(Exception):  # a package of an extra
                 exec(statement, spaces[notebook])
@@ -165,25 +150,33 @@ def main() -> None:
     file = Path("warm.onnx")  # what an export imports takes seconds
     torch.onnx.export(nn.Linear(1, 1).eval(), (torch.ones(1, 1),), file, external_data=False)
     file.unlink()
+    return spaces
+
+
+def main() -> None:
+    """Import what the notebooks import, then fork whenever the judge asks."""
+    control = Connection(int(sys.argv[1]))
+    spaces = _spaces(control.recv())
     memory = psutil.Process().memory_info().vms + limits.MEMORY
-    found, child = limits.rules(limits.readable(), [Path.cwd()]), 0
+    rules = limits.rules(limits.readable(), [Path.cwd()])
     while True:
-        wanted, ends, *_ = socket.recv_fds(control, 1, 1)
-        if not wanted:
-            _reaped(child, 0) if child else None
-            return
-        if wanted == b"f":
-            child = os.fork()
-            if not child:
-                try:
-                    _live(socket.socket(fileno=ends[0]), spaces, found, memory)
-                finally:
-                    os._exit(1)
-            os.close(ends[0])
-            control.sendall(struct.pack("!i", child))
-        else:
-            control.sendall(struct.pack("!i", _reaped(child)))
+        line = Connection(recv_handle(control))
+        child = os.fork()
+        if not child:
+            try:
+                _live(line, spaces, rules, memory)
+            finally:
+                os._exit(1)
+        line.close()
+        control.send(child)
+        patience = 0
+        try:
+            patience = control.recv()
+        finally:  # even if the judge is gone
+            status = _reaped(child, patience)
+        control.send(status)
 
 
 if __name__ == "__main__":
-    main()
+    with suppress(EOFError, OSError):  # the judge is gone
+        main()
