@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -33,6 +32,7 @@ from cvlab.tools.grading.limits import FILE_BYTES, FOLDER_BYTES
 from cvlab.tools.grading.words import MOST_ENTRIES, decode, overflows, plain
 
 MOST_WORDS = 4 * 2**20  # bytes of an answer
+TICK = 0.25  # seconds between two looks at it
 METHODS = ("__call__", "suggest_float", "suggest_int", "suggest_categorical", "params")
 RUN_FILE = """
 def run_file(file, content, images):
@@ -118,7 +118,7 @@ class Answer:
         self._begin(notebook, name, source)
 
     def _begin(self, notebook: str, name: str, source: str) -> None:
-        self.status, self.why, self.over = None, "", threading.Event()
+        self.status, self.why, self.asked, self.over = None, "", False, threading.Event()
         self.line, theirs = Pipe()
         with theirs:
             send_handle(self.home.control, theirs.fileno(), self.home.process.pid)
@@ -129,7 +129,7 @@ class Answer:
 
     def __call__(self, *arguments: Any) -> Any:
         """Ask; whatever goes wrong over there is `Wrong`, in words."""
-        question = _Question(arguments)
+        question, self.asked = _Question(arguments), True
         try:
             self.line.send_bytes(question.content)
             while "call" in (told := json.loads(self.line.recv_bytes(MOST_WORDS))):
@@ -142,6 +142,8 @@ class Answer:
             raise Wrong(self._ended()) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise Wrong("what your code gave back is no answer that could be read.") from error
+        finally:
+            self.asked = False
         for path in question.paths:
             if path.is_absolute():  # a check's own: what was written comes to it
                 for entry in sorted(self.home.folder.iterdir())[:8]:
@@ -177,9 +179,10 @@ class Answer:
 
     def _watch(self) -> None:
         """Hang up when its time is over or its folder overflows, and say why."""
-        began = time.monotonic()
-        while not self.why and not self.over.wait(0.25):
-            if time.monotonic() - began - _queued(self.pid) > 2 * self.seconds:
+        waited = 0.0
+        while not self.why and not self.over.wait(TICK):
+            waited += TICK * self.asked  # not while the check itself computes
+            if waited - _queued(self.pid) > 2 * self.seconds:
                 self.why = f"stopped after {2 * self.seconds} s: does it ever end?"
             elif overflows(self.home.folder, FOLDER_BYTES):
                 self.why = f"more than {FOLDER_BYTES // 2**20} MB or {MOST_ENTRIES} files."
