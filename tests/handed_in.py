@@ -1,6 +1,7 @@
 """A made-up class: what 200 students might hand in, and what each must be told.
 
-`python tests/handed_in.py FOLDER 200` makes one, with `expected.json` beside it.
+`python tests/handed_in.py FOLDER 200` makes one, with `expected.json` beside it;
+`python tests/handed_in.py FOLDER MARKS` compares that with what `grade` wrote.
 """
 
 import json
@@ -159,8 +160,32 @@ def make(folder: Path, students: int) -> dict[str, dict[str, tuple[str, str]]]:
     return expected
 
 
+def differences(expected: dict, told: dict) -> list[str]:
+    """Where marks.json is not as expected: a line each."""
+    rows = {(row["student"], row["exercise"]): row for row in told["marks"]}
+    found = []
+    for student, exercises in expected.items():
+        for name, (outcome, said) in exercises.items():
+            row = rows.get((student, name), {"outcome": "no row", "said": ""})
+            if row["outcome"] != outcome or said not in row["said"]:
+                got = f"{row['outcome']} ({row['said']})"
+                found.append(f"{student}, {name}: {outcome} ({said}) was expected, {got} came")
+    return found
+
+
+def main(folder: Path, what: str) -> None:
+    """Make a class of so many, or compare."""
+    beside = folder.parent / "expected.json"
+    if what.isdigit():
+        found = make(folder, int(what))
+        beside.write_text(json.dumps(found))
+        print(len(found), "students,", len(NOTEBOOKS), "notebooks with exercises")
+        return
+    expected = json.loads(beside.read_text())
+    found = differences(expected, json.loads(Path(what, "marks.json").read_text()))
+    told = sum(map(len, expected.values()))
+    print(*found, f"{told - len(found)} of {told} exercises were marked as expected", sep="\n")
+
+
 if __name__ == "__main__":
-    where = Path(sys.argv[1])
-    found = make(where, int(sys.argv[2]))
-    (where.parent / "expected.json").write_text(json.dumps(found))
-    print(len(found), "students,", len(NOTEBOOKS), "notebooks with exercises")
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import types
@@ -12,9 +13,10 @@ from datetime import datetime, timedelta
 import nbformat
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
-from handed_in import HOSTILE, RIGHT, SOLUTIONS, hostile, make, notebook
+from handed_in import HOSTILE, RIGHT, SOLUTIONS, differences, hostile, make, notebook, whole
 from test_cluster import Cluster, wait_for
 from test_exercises import EXERCISES, WRONG, with_body
 
@@ -47,6 +49,18 @@ def judge_here(tasks, *_):
     return ((task, judging.judged(task[0])) for task in tasks)
 
 
+def noted(monkeypatch):
+    """A list that gets, of each call, who and what is judged."""
+    judged = []
+
+    def counted(tasks, *_):
+        judged.append({(task["student"], *task["answers"]) for task, _ in tasks})
+        return judge_here(tasks)
+
+    monkeypatch.setattr(grade, "_judge", counted)
+    return judged
+
+
 def run(folder, *more):
     """The command, on `in` of this folder; its marks, (student, exercise) -> row."""
     if sys.platform != "linux" or limits.rules([], []) is None:
@@ -73,12 +87,10 @@ def test_a_class_of_the_good_the_wrong_and_the_hostile_gets_what_it_is_told(tmp_
         alone(tmp_path, f"evil{i:02}", output_size=hostile(body, tmp_path / "in"))
         expected[f"evil{i:02}"] = {"output_size": said} if said else {}
     before = (tmp_path / "in" / "student000" / "02_pooling.ipynb").read_bytes()
-    rows, _ = run(tmp_path, "--jobs", 2)
-    for student, exercises in expected.items():
-        for name, (outcome, said) in exercises.items():
-            row = rows[student, name]
-            assert row["outcome"] == outcome, (student, row)
-            assert said in row["said"], (student, row)
+    _, told = run(tmp_path, "--jobs", 2)
+    busy = os.getloadavg()[0] > 2 * os.cpu_count()  # then the exercise that takes times may fail
+    wrong = [line for line in differences(expected, told) if not (busy and "milliseconds" in line)]
+    assert wrong == []
     assert (tmp_path / "in" / "student000" / "02_pooling.ipynb").read_bytes() == before
     page = (tmp_path / "marks" / "index.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page
@@ -124,13 +136,7 @@ def test_where_something_is_not_forbidden_nothing_runs(tmp_path, monkeypatch):
 
 
 def test_only_what_changed_is_judged_again_and_half_a_line_is_no_harm(tmp_path, monkeypatch):
-    judged = []
-
-    def counted(tasks, *_):
-        judged.append({(task["student"], *task["answers"]) for task, _ in tasks})
-        return judge_here(tasks)
-
-    monkeypatch.setattr(grade, "_judge", counted)
+    judged = noted(monkeypatch)
     alone(tmp_path, "ann", output_size=SOLUTIONS["output_size"])
     alone(tmp_path, "ben", output_size=with_body("output_size", WRONG["output_size"][0][0]))
     first, _ = run(tmp_path)
@@ -194,6 +200,53 @@ def test_the_last_definition_counts_unless_it_is_the_stub():
         handed = collect.HandedIn("ann")
         collect._take_answers(handed, sources)
         assert handed.answers["output_size"] == taken
+
+
+def saved(content, minor=5, text=False, ending="\n", magic="", lines="\n"):
+    """A notebook as one of several programs saves it, in bytes."""
+    content = json.loads(json.dumps(content)) | {"nbformat_minor": minor}
+    for cell in content["cells"]:
+        cell["metadata"]["vscode"] = {"languageId": "python"}
+        if minor < 5:
+            del cell["id"]
+        source = (magic + "".join(cell["source"])).replace("\n", ending)
+        cell["source"] = source if text else source.splitlines(keepends=True)
+    return json.dumps(content, ensure_ascii=False, indent=1).replace("\n", lines).encode()
+
+
+@pytest.mark.parametrize("exercise", ["output_size", "to_uint8"])  # `run.check` and `run.use`
+def test_every_program_and_version_saves_the_same_answer(tmp_path, exercise):
+    where = EXERCISES[exercise][0]
+    mine = notebook(where, {exercise: SOLUTIONS[exercise]})
+    forms = {f"4.{minor}": saved(mine, minor) for minor in (2, 3, 4, 5)}
+    forms |= {"text": saved(mine, text=True), "bom": b"\xef\xbb\xbf" + saved(mine)}
+    forms |= {"crlf": saved(mine, ending="\r\n"), "cr": saved(mine, text=True, ending="\r")}
+    forms |= {"lines": saved(mine, lines="\r\n"), "magic": saved(mine, magic="%%time\n")}
+    for student, content in forms.items():
+        (tmp_path / f"{student}_{where} (1).ipynb").write_bytes(content)
+    found = {one.student: one for one in collect.collect(tmp_path)}
+    assert found.keys() == forms.keys()
+    told = {student: one.answers[exercise].split() for student, one in found.items()}
+    assert told == dict.fromkeys(forms, whole(exercise, SOLUTIONS[exercise]).split())
+    assert not [one.notes for one in found.values() if one.notes]
+
+
+def test_what_follows_an_answer_in_its_cell_is_no_harm(tmp_path):
+    """`to_uint8 = run.use(to_uint8, ...)` needs the notebook; and a cell may define two."""
+    both = whole("to_uint8", SOLUTIONS["to_uint8"]) + "\nthere_is_no_such_name()\n"
+    alone(tmp_path, "ann", to_uint8=both)
+    rows, _ = run(tmp_path)
+    assert rows["ann", "to_uint8"]["outcome"] == "solved"
+
+
+def test_a_notebook_of_200_mb_is_not_read_and_a_renamed_function_is_missing(tmp_path):
+    path = alone(tmp_path, "ann", output_size=SOLUTIONS["output_size"].replace("def o", "def my_o"))
+    with (path.parent / "05_onnx.ipynb").open("wb") as file:
+        file.truncate(200 * 2**20)
+    rows, told = run(tmp_path)
+    assert rows["ann", "output_size"]["outcome"] == "missing"
+    assert rows["ann", "blur_pool"]["outcome"] == "not attempted"
+    assert "200 MB; 20 are allowed. Clear its outputs" in told["notes"]["ann"][0]
 
 
 def test_marks_have_weights_and_disarm_formulas(tmp_path):
@@ -298,6 +351,45 @@ def exported(folder, form):
     return [c for path in paths for c in nbformat.read(path, as_version=4).cells]
 
 
+LEFT = """from IPython.display import display
+told = {"claim": f"seed {SEED}, profile {PROFILE}", "holds": True}
+display({"application/vnd.cvlab.record+json": told}, raw=True)
+"""
+
+
+@pytest.mark.skipif(not execute.apart(), reason="no unshare on this system")
+def test_whole_notebooks_of_a_class_end_whatever_is_in_them(tmp_path, monkeypatch):
+    """Their parameters are theirs, but for the profile; what takes too much is stopped."""
+    monkeypatch.setattr(execute, "SECONDS", 90)
+    monkeypatch.setattr(execute, "FOLDER_BYTES", 2**26)
+    bodies = {
+        "good": LEFT,
+        "loop": "while True: pass",
+        "bomb": "import os, time\nfor _ in range(99):\n    if not os.fork(): time.sleep(999)",
+        "files": "import os\ni = 0\nwhile True:\n"
+        "    open(f\"{os.environ['CVLAB_OUT']}/{i}\", 'wb').write(bytes(2**22)); i += 1",
+        "deaf": "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n1 / 0",
+    }
+    for student, body in bodies.items():
+        content = notebook("07_capstone", {}, kept=False)
+        tagged = [c for c in content["cells"] if "parameters" in c["metadata"].get("tags", [])]
+        tagged[0] |= {"source": "SEED, PROFILE = 3, 'full'", "outputs": []}
+        content["cells"] = [*tagged, {**tagged[0], "source": body, "id": "x", "metadata": {}}]
+        path = tmp_path / "in" / student / "07_capstone.ipynb"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
+    handed = collect.collect(tmp_path / "in")
+    lines = execute.execute(handed, ["07"], tmp_path / "marks", 2, False)
+    told = {line.split(",")[0]: line for line in lines}
+    assert "passed, 1 of 1 claims hold" in told["good"], told
+    kept = (tmp_path / "marks" / "executed" / "good" / "07_capstone.ipynb").read_text()
+    assert "seed 3, profile smoke" in kept
+    assert "stopped after 90 s" in told["loop"]
+    assert "processes" in told["bomb"]
+    assert "MB or too many files" in told["files"]
+    assert "failed, 0 of 0 claims hold ZeroDivisionError" in told["deaf"]
+
+
 def test_nbgraders_source_has_each_exercise_with_its_solution_marked(tmp_path):
     cells = exported(tmp_path, "nbgrader")
     ids = [c.metadata.nbgrader.grade_id for c in cells if "nbgrader" in c.metadata]
@@ -322,21 +414,74 @@ def test_otters_master_has_each_exercise_as_a_question_with_a_hidden_test(tmp_pa
     assert sum("    # END SOLUTION" in c.source for c in cells) == len(EXERCISES)
 
 
+def sleepers(folder, count=6):
+    """Students whose right answers take a while, so that something may die meanwhile."""
+    body = "import time; time.sleep(0.2)\n" + RIGHT
+    students = [f"s{i}" for i in range(count)]
+    for student in students:
+        alone(folder, student, output_size=with_body("output_size", body))
+    return students
+
+
+def journal(folder):
+    """How many answers have been judged."""
+    path = folder / "marks" / "graded.jsonl"
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+
+
+def test_a_killed_grader_goes_on_where_it_was(tmp_path, monkeypatch):
+    students = sleepers(tmp_path)
+    given = [tmp_path / "in", "--out", tmp_path / "marks", "--secret", "s", "--seconds", SECONDS]
+    command = [sys.executable, "-m", "cvlab", "grade", *map(str, given)]
+    grader = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: journal(tmp_path), 200)
+    grader.kill()
+    grader.wait()
+    before = journal(tmp_path)
+    assert 0 < before < len(students)
+    judged = noted(monkeypatch)
+    rows, _ = run(tmp_path)
+    assert len(judged[0]) == len(students) - before
+    assert {rows[student, "output_size"]["outcome"] for student in students} == {"solved"}
+
+
+@pytest.mark.workers
+def test_a_worker_and_a_home_that_die_cost_nothing(tmp_path):
+    students, killed = sleepers(tmp_path), []
+
+    def pupils():
+        """Processes that fork students', and their workers."""
+        every = psutil.Process().children(recursive=True)
+        found = [one for one in every if "cvlab.tools.grading.pupil" in one.cmdline()]
+        return [one for one in found if one.ppid() != os.getpid() and one.parent() not in found]
+
+    def kill():
+        wait_for(lambda: journal(tmp_path), 200)
+        killed.append(pupils()[0])
+        killed[0].kill()
+        wait_for(lambda: journal(tmp_path) > 2, 200)
+        killed.append(pupils()[0].parent())
+        killed[1].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    rows, _ = run(tmp_path)
+    killer.join()
+    assert len(killed) == 2
+    assert {rows[student, "output_size"]["outcome"] for student in students} == {"solved"}
+
+
 def test_a_dask_cluster_judges_and_a_lost_worker_costs_nothing(tmp_path):
     """The first worker is killed when it has begun; another one comes."""
     pytest.importorskip("distributed")
     (tmp_path / "cluster").mkdir()
     cluster = Cluster(tmp_path / "cluster")
-    students = [f"s{i}" for i in range(6)]
-    body = "import time; time.sleep(0.2)\n" + RIGHT
-    for student in students:
-        alone(tmp_path, student, output_size=with_body("output_size", body))
+    students = sleepers(tmp_path)
     try:
         cluster.worker()
 
         def replace_first():
-            journal = tmp_path / "marks" / "graded.jsonl"
-            wait_for(lambda: journal.is_file() and journal.read_text(encoding="utf-8"), 120)
+            wait_for(lambda: journal(tmp_path), 200)
             cluster.worker()
             cluster.workers()[0].kill()
 
