@@ -93,22 +93,32 @@ def _supervise(process: subprocess.Popen, folder: Path) -> str:
     until, why = time.monotonic() + SECONDS, ""
     while process.poll() is None and not why:
         time.sleep(0.25)
+        family = []
         with suppress(psutil.Error):
             family = psutil.Process(process.pid).children(recursive=True)
-            if time.monotonic() > until:
-                why = f", stopped after {SECONDS} s"
-            elif len(family) > PROCESSES or sum(p.memory_info().rss for p in family) > MEMORY:
-                why = (
-                    f", stopped: more than {PROCESSES} processes or {MEMORY // 2**30} GB of memory"
-                )
-            elif overflows(folder, FOLDER_BYTES):
-                why = f", stopped: more than {FOLDER_BYTES // 2**20} MB or too many files"
-            if why:
-                for one in [*family, process]:
-                    with suppress(psutil.Error):
-                        one.kill()
+        if why := _too_much(family, folder, until):
+            for one in [*family, process]:
+                with suppress(psutil.Error):
+                    one.kill()
     process.wait()
     return why
+
+
+def _too_much(family: list[psutil.Process], folder: Path, until: float) -> str:
+    """What of its limits these processes have passed, in words, or ""."""
+    held = 0
+    for one in family:
+        with suppress(psutil.Error):
+            held += one.memory_info().rss
+    for what, passed in {
+        f"{SECONDS} s": time.monotonic() > until,
+        f"{PROCESSES} processes": len(family) > PROCESSES,
+        f"{MEMORY // 2**30} GB of memory": held > MEMORY,
+        f"{FOLDER_BYTES // 2**20} MB or a thousand files": overflows(folder, FOLDER_BYTES),
+    }.items():
+        if passed:
+            return f", stopped: more than {what}"
+    return ""
 
 
 def main(name: str, place: str) -> None:
@@ -122,9 +132,8 @@ def main(name: str, place: str) -> None:
     own = [Path(place), Path("/dev/shm"), Path("/dev/null")]
     limits.limit(2 * SECONDS, MEMORY, files=1024)
     limits.confine(limits.rules(read, own, limits.EXECUTE), alone=False)
-    execute_one(
-        Task(Path(place) / f"{name}.ipynb", {"PROFILE": "smoke"}, "smoke", Path(place, "out"))
-    )
+    path, out = Path(place) / f"{name}.ipynb", Path(place) / "out"
+    execute_one(Task(path, {"PROFILE": "smoke"}, "smoke", out))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import json
 import secrets
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cvlab.paths import PACKAGE
 from cvlab.records import distinct
@@ -36,34 +37,25 @@ def grade(
     Each student's outcomes are kept in `graded.jsonl` of `out` as soon as they are known, under a
     key of all that they depend on: stopped or repeated, only what is new or changed is judged.
     """
-    journal, found, tasks, forbidden = out / "graded.jsonl", {}, [], []
-    known = _read(journal) if journal.is_file() else {}
+    keys, tasks, forbidden = {}, [], []
+    known = {"stub": STUB_LEFT} | _read(out / "graded.jsonl")
     for one in handed:
-        keys = {}
-        for name, source in one.answers.items():
-            key = _key(json.dumps(how), one.student, name, source)
-            if is_stub(name, source):
-                found[one.student, name] = STUB_LEFT
-            elif key in known:
-                found[one.student, name] = known[key]
-            else:
-                keys[name] = key
-        if keys:
-            answers = {n: (exercises()[n].notebook, one.answers[n]) for n in keys}
-            task = {"student": one.student, "answers": answers, "imports": imports()} | how
-            tasks.append((task, keys))
-    with (
-        journal.open("a", encoding="utf-8") as kept,
-        progress(len(tasks), "grade", "student") as bar,
-    ):
-        for (task, keys), results in _judge(tasks, jobs, scheduler):
+        own = {n: "stub" if is_stub(n, s) else _key(how, one, n) for n, s in one.answers.items()}
+        keys |= {(one.student, name): key for name, key in own.items()}
+        new = [name for name, key in own.items() if key not in known]
+        answers = {name: (exercises()[name].notebook, one.answers[name]) for name in new}
+        task = {"student": one.student, "answers": answers, "imports": imports()} | how
+        tasks += [task] if new else []
+    with _appended(out / "graded.jsonl") as kept, progress(len(tasks), "grade", "student") as bar:
+        for task, results in _judge(tasks, jobs, scheduler):
             forbidden.append(results.pop("", {}).get("said", ""))
             for name, told in results.items():
-                found[task["student"], name] = told
-                kept.write(json.dumps({"key": keys[name]} | told) + "\n")
+                known[key := keys[task["student"], name]] = told
+                kept.write(json.dumps({"key": key} | told) + "\n" if told != LOST else "")
             kept.flush()
             bar.update()
-    return found, " ".join(distinct(forbidden)) or "Nothing had to be judged again."
+    enforced = " ".join(distinct(forbidden)) or "Nothing had to be judged again."
+    return {which: known[key] for which, key in keys.items()}, enforced
 
 
 @cache
@@ -74,23 +66,28 @@ def _version() -> bytes:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
 
 
-def _key(*parts: str) -> str:
-    told = "\0".join(parts).encode("utf-8", "replace")
-    return hashlib.sha256(_version() + told).hexdigest()
+def _key(how: dict, one: HandedIn, name: str) -> str:
+    told = "\0".join([json.dumps(how), one.student, name, one.answers[name]])
+    return hashlib.sha256(_version() + told.encode("utf-8", "replace")).hexdigest()
 
 
 def _read(journal: Path) -> dict[str, dict]:
     found = {}
-    for line in journal.read_text(encoding="utf-8").splitlines():
-        try:
+    for line in journal.read_bytes().splitlines() if journal.is_file() else ():
+        with suppress(ValueError, KeyError):  # cut short
             told = json.loads(line)
             found[told.pop("key")] = told
-        except (ValueError, KeyError):  # cut short
-            continue
     return found
 
 
-def _judge(tasks: list[tuple], jobs: int, scheduler: str | None) -> Iterator[tuple[tuple, dict]]:
+def _appended(journal: Path) -> TextIO:
+    """Open to add lines, after one that may be cut short."""
+    file = journal.open("a", encoding="utf-8")
+    file.write("\n" if file.tell() else "")
+    return file
+
+
+def _judge(tasks: list[dict], jobs: int, scheduler: str | None) -> Iterator[tuple[dict, dict]]:
     """Judge by Dask's workers, those of a cluster or some of this machine, as results arrive.
 
     The students of a lost worker go to another; one who loses four is given up.
@@ -103,12 +100,12 @@ def _judge(tasks: list[tuple], jobs: int, scheduler: str | None) -> Iterator[tup
     opened = cluster.connected(scheduler) if scheduler else Client(n_workers=jobs, **own)
     with opened as client:
         judged = lambda task: import_module("cvlab.tools.grading.judge").judged(task)  # noqa: E731
-        sent = {client.submit(judged, t[0], pure=False, retries=2): t for t in tasks}
+        sent = {client.submit(judged, task, pure=False, retries=2): task for task in tasks}
         for done in as_completed(sent, loop=client.loop):
             try:
                 yield sent[done], done.result()
             except (KilledWorker, OSError, EOFError):  # the worker, or three homes
-                yield sent[done], dict.fromkeys(sent[done][1], LOST)
+                yield sent[done], dict.fromkeys(sent[done]["answers"], LOST)
 
 
 def _secret(out: Path, given: str | None) -> str:

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import sys
 import time
@@ -180,3 +181,4 @@ def main() -> None:
 if __name__ == "__main__":
     with suppress(EOFError, OSError):  # the judge is gone
         main()
+    shutil.rmtree(Path.cwd(), ignore_errors=True)
