@@ -49,6 +49,11 @@ def judge_here(tasks, *_):
     return ((task, judging.judged(task)) for task in tasks)
 
 
+def busy():
+    """Does this machine have more to do than it can?"""
+    return os.getloadavg()[0] > 2 * os.cpu_count()
+
+
 def noted(monkeypatch):
     """A list that gets, of each call, who and what is judged."""
     judged = []
@@ -88,9 +93,8 @@ def test_a_class_of_the_good_the_wrong_and_the_hostile_gets_what_it_is_told(tmp_
         expected[f"evil{i:02}"] = {"output_size": said} if said else {}
     before = (tmp_path / "in" / "student000" / "02_pooling.ipynb").read_bytes()
     _, told = run(tmp_path, "--jobs", 2)
-    busy = os.getloadavg()[0] > 2 * os.cpu_count()  # then the exercise that takes times may fail
-    wrong = [line for line in differences(expected, told) if not (busy and "milliseconds" in line)]
-    assert wrong == []
+    wrong = differences(expected, told)  # a busy machine may spoil what takes times
+    assert [line for line in wrong if not (busy() and "milliseconds" in line)] == []
     assert (tmp_path / "in" / "student000" / "02_pooling.ipynb").read_bytes() == before
     page = (tmp_path / "marks" / "index.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page
@@ -361,7 +365,8 @@ display({"application/vnd.cvlab.record+json": told}, raw=True)
 @pytest.mark.skipif(not execute.apart(), reason="no unshare on this system")
 def test_whole_notebooks_of_a_class_end_whatever_is_in_them(tmp_path, monkeypatch):
     """Their parameters are theirs, but for the profile; what takes too much is stopped."""
-    monkeypatch.setattr(execute, "SECONDS", 90)
+    seconds = 300 if busy() else 40
+    monkeypatch.setattr(execute, "SECONDS", seconds)
     monkeypatch.setattr(execute, "FOLDER_BYTES", 2**26)
     bodies = {
         "good": LEFT,
@@ -385,7 +390,7 @@ def test_whole_notebooks_of_a_class_end_whatever_is_in_them(tmp_path, monkeypatc
     assert "passed, 1 of 1 claims hold" in told["good"], told
     kept = (tmp_path / "marks" / "executed" / "good" / "07_capstone.ipynb").read_text()
     assert "seed 3, profile smoke" in kept
-    assert "more than 90 s" in told["loop"]
+    assert f"more than {seconds} s" in told["loop"]
     assert "processes" in told["bomb"]
     assert "64 MB or a thousand files" in told["files"]
     assert "failed, 0 of 0 claims hold ZeroDivisionError" in told["deaf"]
