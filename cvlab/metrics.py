@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -104,22 +105,22 @@ def confusion(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> pd.Data
     return pd.DataFrame(counts, index=list(classes), columns=list(classes))
 
 
-def choose(candidates: pd.DataFrame, n_val: int) -> tuple:
+def choose(candidates: pd.DataFrame, n_val: int, cost: str = "MACs") -> tuple:
     """The cheapest of those that validation cannot tell from the best: the one-standard-error rule.
 
     Args:
-        candidates: `val_accuracy` (mean over seeds) and `MACs`; the index names them.
+        candidates: `val_accuracy` (mean over seeds) and the column `cost`; the index names them.
         n_val: validation images. One standard error of a share p of n images is sqrt(p(1-p)/n).
 
     Returns:
-        the index entry of the candidate with the fewest MACs among those within one standard
+        the index entry of the candidate with the lowest cost among those within one standard
         error of the best accuracy; of equally cheap ones, the most accurate. Source: Breiman et
         al., "Classification and regression trees", 1984.
     """
     best = candidates["val_accuracy"].max()
     error = np.sqrt(best * (1 - best) / n_val)
     good = candidates[candidates["val_accuracy"] >= best - error]
-    return good.sort_values(["MACs", "val_accuracy"], ascending=[True, False]).index[0]
+    return good.sort_values([cost, "val_accuracy"], ascending=[True, False]).index[0]
 
 
 def wrong_wins(accuracy: float, behind: float, n: int, seed: int = 0) -> float:
@@ -154,3 +155,24 @@ def paired_drop(reference: Tensor, other: Tensor, labels: Tensor) -> tuple[float
     centre = (lost - won) / smooth_n
     half = Z * math.sqrt((lost + won + 1) / smooth_n - centre**2) / math.sqrt(smooth_n)
     return (lost - won) / n, centre - half, centre + half
+
+
+def paired_means(
+    reference: Sequence[Tensor], others: Sequence[Tensor], labels: Tensor
+) -> tuple[float, float, float]:
+    """`paired_drop` for several trainings of each kind: the difference of their mean accuracies.
+
+    An image counts by the share of trainings that get it right. The images are the sample; the
+    seeds are those that were trained.
+
+    Args:
+        reference: logits, float [N, classes], of each training; likewise `others`.
+        labels: int64 [N].
+    """
+    shares = [
+        torch.stack([logits.argmax(1) == labels for logits in kind]).double().mean(0)
+        for kind in (reference, others)
+    ]
+    apart = shares[0] - shares[1]
+    half = Z * float(apart.std()) / math.sqrt(len(labels))
+    return float(apart.mean()), float(apart.mean()) - half, float(apart.mean()) + half

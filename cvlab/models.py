@@ -55,9 +55,11 @@ class BlurPool(nn.Module):
     Source: Zhang, "Making convolutional networks shift-invariant again", 2019.
     """
 
+    edge = "reflect"  # or "circular": beyond the left edge is the right one
+
     def forward(self, features: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C, H/2, W/2]."""
-        padded = F.pad(features, (1, 0, 1, 0), mode="reflect")
+        padded = F.pad(features, (1, 0, 1, 0), mode=self.edge)
         return F.avg_pool2d(F.avg_pool2d(padded, 2, stride=1), 2)  # 1-1 after 1-1 is 1-2-1
 
 

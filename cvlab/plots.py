@@ -106,12 +106,17 @@ def apart(places: Sequence[float], gap: float) -> np.ndarray:
 
 
 def dots(
-    table: pd.DataFrame, title: str, by: str, values: Mapping[str, str], hue: str | None = None
+    table: pd.DataFrame,
+    title: str,
+    by: str,
+    values: Mapping[str, str],
+    hue: str | None = None,
+    join: str | None = None,
 ) -> Figure:
     """Every run as a dot, each mean as a bar; a row for each `by`, best mean on top.
 
     `values` maps a column of `table` to its label: a panel each. `hue` names a column whose
-    values are told apart by colour and marker.
+    values are told apart by colour and marker; a thin line joins what is equal in `join`.
     """
     names = table.groupby(by)[next(iter(values))].mean().sort_values(ascending=False).index
     groups = list(table.groupby(hue, sort=False)) if hue else [(None, table)]
@@ -121,6 +126,10 @@ def dots(
         for i, (group, rows) in enumerate(groups):
             y = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * 0.4
             at, look = y[names.get_indexer(rows[by])], COLOURS[2 * i]
+            for value in rows[join].unique() if join else ():
+                pair = (rows[join] == value).to_numpy()
+                order = np.argsort(at[pair])
+                axis.plot(rows[column][pair].iloc[order], at[pair][order], color="#BBBBBB", lw=0.8)
             axis.plot(rows[column], at, MARKERS[i], color=look, alpha=0.75, mew=0, label=group)
             means, half = rows.groupby(by)[column].mean().reindex(names), 0.3 / len(groups)
             axis.plot([means, means], [y - half, y + half], color=COLOURS[1], linewidth=2.5)
@@ -207,7 +216,7 @@ def training(histories: Mapping, title: str) -> Figure:
                 axis.plot(epochs["epoch"], values, look, color=colour, label=part, markersize=3.5)
             axis.set_ylabel(what)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        row[0].set_title(f"{name}: {history.seconds:.0f} s in all", loc="left", fontsize=9.5)
+        row[0].set_title(name, loc="left", fontsize=9.5)
         row[0].set_ylim(0)
         row[1].set_ylim(0, 1.03)
         row[1].yaxis.set_major_formatter(PERCENT)

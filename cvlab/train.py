@@ -111,6 +111,20 @@ class Training:
         decay = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
         return OPTIMIZERS[self.optimizer](params, lr=self.lr, **decay)
 
+    def budget(self, data: ImageData, rate: str, seeds: int, judged: str = "") -> str:
+        """One line for above a comparison: what each contestant gets.
+
+        `rate`: which, and why. `judged`: how, where not on the validation images.
+        """
+        seen = "cropped and mirrored" if self.augment else "as they are"
+        pixels = data.size or data.train.images.shape[-1]
+        return (
+            f"Each gets {len(data.train):,} images of {pixels} px, {seen}; "
+            f"passes: {self.epochs / self.parts:g}, {self.batch_size} a batch; rate {rate}; "
+            f"seeds: {seeds}, for all the same; "
+            f"judged {judged or f'on the same {len(data.val):,} validation images'}."
+        )
+
 
 def _one_of(name: str, given: str, choices: Iterable[str]) -> None:
     if given not in choices:

@@ -73,10 +73,11 @@ def test_the_ledger_has_a_sign_and_adds_what_was_paid(drawn, tmp_path, monkeypat
 
 def test_like_goes_with_like():
     columns = {"latency_ms": [0.2, 0.1], "size_mb": [1.0, 0.25]}
-    stages = pd.DataFrame(columns, index=["ONNX Runtime", "INT8"])
+    ours = pd.DataFrame(columns, index=["fp32", "dynamic INT8"])
     columns = {"latency_ms": [10.0, 20.0], "built_mb": [40.0, 10.0]}
     reports = pd.DataFrame(columns, index=["EfficientNet-B3", "EfficientNet-B3, INT8"])
-    assert capstone.like_for_like(stages, reports).to_numpy().tolist() == [[50, 40], [200, 40]]
+    times = capstone.like_for_like(dict(ours.iterrows()), reports)
+    assert times.to_numpy().tolist() == [[50, 40], [200, 40]]
 
 
 def test_a_network_of_the_zoo_sees_larger_images_than_ours(drawn):

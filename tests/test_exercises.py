@@ -86,6 +86,11 @@ WRONG = {
             "down",
         ),
         ("return (model(images) == model(torch.roll(images, 1, 3))).float().mean()", "not logits"),
+        (
+            "moved = torch.roll(images, 1, dims=3)\n"
+            "return (model(images).argmax(1) == model(moved).argmax(1)).float().mean()",
+            "by how many pixels",
+        ),
     ],
     "interval": [
         ("p = right / n; h = 1.96 * (p * (1 - p) / n) ** 0.5; return p - h, p + h", "certainty"),

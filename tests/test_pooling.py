@@ -137,7 +137,43 @@ def test_training_judges_and_compares(drawn):
     assert all(torch.equal(first[key], value) for key, value in again.state_dict().items())
 
 
-def test_the_test_table_pools_seeds_and_sorts():
+def test_joined_edges_take_a_picture_that_is_rolled_by_eight_for_the_same():
+    """Three halvings: by 8 pixels the last map moves by one place, and its mean stays.
+
+    By 4 too for avg and blur, whose last halving leaves the mean as it is. In float64, where
+    rounding is far below what a grid or a border changes.
+    """
+    torch.manual_seed(0)
+    images = torch.rand(40, 3, 32, 32).double()
+    for kind in POOLINGS:
+        padded, joined = net(kind).double(), pooling.join_edges(net(kind).double())
+
+        def moved(model, far):
+            with torch.inference_mode():
+                return float((model(images.roll(far, 3)) - model(images)).abs().max())
+
+        assert moved(joined, 8) < 1e-12, kind
+        assert moved(joined, 2) > 1e-8, kind
+        assert (moved(joined, 4) < 1e-12) == (kind in ("avg", "blur")), kind
+        assert moved(padded, 8) > 1e-8, kind
+        assert pooling.same_answer(joined, images, 8) == 1
+
+
+def test_pooling_that_reads_more_has_more_macs():
+    macs = pooling.costs(POOLINGS, 5, 4, "cpu")["MACs"]
+    assert macs["stride"] < macs["max"] == macs["avg"] < macs["blur"] < 1.1 * macs["max"]
+
+
+def test_other_rates_are_trained_and_the_known_one_is_taken(drawn):
+    training = Training(lr=0.01, epochs=1, batch_size=50, augment=False)
+    plain = {(kind, 0): pooling.train(drawn, kind, 4, training) for kind in POOLINGS}
+    table = pooling.other_rates(plain, drawn, 4, training, [0.01, 1e-7], "cpu")
+    judged = pooling.judge(plain, drawn).set_index("pooling")["val_accuracy"]
+    assert table.loc[0.01].tolist() == judged.tolist()
+    assert table.loc[1e-7].notna().all()
+
+
+def test_the_test_table_pools_seeds_keeps_the_order_and_compares_in_pairs():
     right, wrong = torch.eye(2)[[0, 1]], torch.eye(2)[[1, 0]]
     labels = torch.tensor([0, 1])
     answers = {
@@ -145,9 +181,20 @@ def test_the_test_table_pools_seeds_and_sorts():
         ("max", "x", 1): (right, labels),
         ("avg", "x", 0): (right, labels),
     }
-    table = pooling.test_table(answers)
-    assert table["test accuracy"].tolist() == ["100.0%", "50.0%"]
+    table = pooling.test_table(answers, [("max", "x"), ("avg", "x")], ("avg", "x"))
+    assert table["test accuracy"].tolist() == ["50.0%", "100.0%"]
+    assert table["behind the chosen, points"].tolist() == ["50.0 (50.0 to 50.0)", "chosen"]
     assert table.loc[("max", "x"), "seeds"] == "0.0% to 100.0%"
+
+
+def test_several_trainings_in_pairs_are_one_training_in_pairs():
+    """Of one training each it is the paired difference, with the plain normal interval."""
+    torch.manual_seed(0)
+    labels, first, second = torch.randint(3, (500,)), torch.randn(500, 3), torch.randn(500, 3)
+    middle, low, high = metrics.paired_means([first], [second], labels)
+    expected = metrics.paired_drop(first, second, labels)
+    assert (middle, low, high) == pytest.approx(expected, abs=2e-3)
+    assert metrics.paired_means([first, second], [second, first], labels) == (0, 0, 0)
 
 
 def test_per_class_scores_and_confusion_against_a_count_by_hand():

@@ -33,6 +33,9 @@ def test_subnormal_numbers_are_counted(net, file):
     found = subnormal.census(net, file, IMAGES)
     assert not found["subnormal"].any()
     assert found.loc["weights, ONNX file", "numbers"] == 112 + 9_010  # the normalisation is folded
+    net[2].running_var[0] *= 1e-39
+    assert subnormal.census(net, file, IMAGES)["subnormal"].tolist()[:3] == [0, 1, 0]
+    net[2].running_var[0] *= 1e39
     assert not any(module._forward_hooks for module in net.modules())
 
 

@@ -263,3 +263,11 @@ def test_the_interval_is_wilsons():
     assert Score(0, 881, 1000).interval == pytest.approx((0.8594, 0.8997), abs=1e-4)
     low, high = Score(0, 10, 10).interval
     assert (low, high) == (pytest.approx(0.7225, abs=1e-4), pytest.approx(1.0))
+
+
+def test_a_budget_says_what_each_contestant_gets(drawn):
+    line = how(epochs=3, parts=2, augment=False).budget(drawn, "its own", 2)
+    assert f"{len(drawn.train):,} images of 32 px, as they are" in line
+    assert "passes: 1.5, 50 a batch; rate its own; seeds: 2" in line
+    assert line.endswith(f"judged on the same {len(drawn.val)} validation images.")
+    assert how().budget(drawn, "any", 1, "by their loss").endswith("; judged by their loss.")

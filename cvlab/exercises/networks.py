@@ -144,7 +144,7 @@ def same_answer(answer: Callable) -> str:
         still = net(images).argmax(1)
         moved = {
             key: (net(torch.roll(images, *key)).argmax(1) == still).double().mean()
-            for key in ((1, 3), (1, 2), (-1, 3))
+            for key in ((1, 3), (1, 2), (-1, 3), (3, 3))
         }
     hints = {
         "that is the share whose answer changed.": 1 - moved[1, 3],
@@ -153,6 +153,8 @@ def same_answer(answer: Callable) -> str:
         "compare classes, not logits: these always change a little.": 0.0,
     }
     expect(ask(answer, net, images.clone()), moved[1, 3], "400 random images", hints)
+    forgets = {"you moved them by 1: the third argument says by how many pixels.": moved[1, 3]}
+    expect(ask(answer, net, images.clone(), 3), moved[3, 3], "the same, by 3 pixels", forgets)
     return f"of 400 images {moved[1, 3]:.0%} keep their answer, as they should."
 
 

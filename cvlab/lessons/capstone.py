@@ -188,14 +188,14 @@ def ledger(
 
 def reports() -> pd.DataFrame:
     """What the student reports stated: a row each, `accuracy`, its interval `low` to `high` where
-    they say how many images `n` it is of, `size_mb`, `conditions`.
+    they say how many images `n` it is of, else NaN, `size_mb`, `conditions`.
     """
     rows = tomllib.loads((Path(__file__).parent / "reports.toml").read_text())["report"]
     table = pd.DataFrame(rows).set_index("what")
     for what, row in table.iterrows():
         share = {"value": row["accuracy"], "unit": "fraction", "tags": {"n": row["n"]}}
         table.loc[what, ["low", "high"]] = interval(share) or (np.nan, np.nan)
-    return table
+    return table.assign(n=table["n"].replace(0, np.nan))
 
 
 def reports_speed(folder: Path, threads: int, *, rounds: int = 12) -> pd.DataFrame:
@@ -219,15 +219,18 @@ def reports_speed(folder: Path, threads: int, *, rounds: int = 12) -> pd.DataFra
     return times.assign(built_mb=[megabytes(file) for file in files.values()])
 
 
-def like_for_like(stages: pd.DataFrame, reports: pd.DataFrame) -> pd.DataFrame:
-    """How many times our milliseconds and bytes the reports' network takes, in the same numbers."""
-    pairs = {"fp32": ("EfficientNet-B3", "ONNX Runtime")}
-    pairs["INT8, theirs dynamic, ours static"] = ("EfficientNet-B3, INT8", "INT8")
-    columns = ["latency_ms", "built_mb"]
-    ours = stages.rename(columns={"size_mb": "built_mb"})
-    return pd.DataFrame(
-        {kind: reports.loc[a, columns] / ours.loc[b, columns] for kind, (a, b) in pairs.items()}
-    ).T.set_axis(["times the ms", "times the MB"], axis=1)
+def like_for_like(ours: Mapping[str, pd.Series], reports: pd.DataFrame) -> pd.DataFrame:
+    """How many times our `latency_ms` and `size_mb` the reports' network takes, in equal numbers.
+
+    `ours`: a row of ours for "fp32" and for "dynamic INT8"; `reports` with `reports_speed`.
+    """
+    theirs = dict(zip(ours, ("EfficientNet-B3", "EfficientNet-B3, INT8"), strict=True))
+    times = {
+        kind: reports.loc[theirs[kind], ["latency_ms", "built_mb"]].to_numpy(float)
+        / row[["latency_ms", "size_mb"]].to_numpy(float)
+        for kind, row in ours.items()
+    }
+    return pd.DataFrame.from_dict(times, "index", columns=["times the ms", "times the MB"])
 
 
 def write_report(run: Run, words: str, picture: str, folder: Path) -> str:

@@ -14,13 +14,14 @@ from torch import Tensor, nn, optim
 
 from cvlab.bench import compare
 from cvlab.data import ImageData
-from cvlab.metrics import over_seeds
+from cvlab.metrics import Z, over_seeds, paired_means, score
 from cvlab.models import LeNet
 from cvlab.plots import COLOURS, PERCENT, canvas, curves, footnote
 from cvlab.show import each, interactive
-from cvlab.train import MOMENTUM, History, Training, TrainingDiverged, evaluate, fit
+from cvlab.train import MOMENTUM, OPTIMIZERS, History, Training, TrainingDiverged, fit, predict
 
 STEPS = 60  # of a walk down the ravine
+FUSED = ("SGD", "momentum", "Nesterov", "Adagrad", "Adam", "AdamW")  # can step in one operation
 
 
 def train_lenet(
@@ -71,36 +72,119 @@ def best_rates(table: pd.DataFrame) -> pd.Series:
 
 def final_runs(
     data: ImageData, training: Training, device: torch.device, rates: pd.Series, seeds: Sequence
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, dict[tuple[str, int], Tensor]]:
     """Train LeNet with each optimizer at its own rate, then read the test set once a run.
 
     Returns:
         one row a run: `optimizer`, `lr`, `seed`, `val_accuracy`, `test_accuracy`, `correct`, `n`,
-        `seconds` of training.
+        `seconds` of training; and (optimizer, seed) -> its logits on the test images.
     """
-    rows, plan = [], [(name, lr, seed) for name, lr in rates.items() for seed in seeds]
+    rows, answers, plan = [], {}, [(name, lr, seed) for name, lr in rates.items() for seed in seeds]
     test = data.batches("test", 1000, device=device)
     for name, lr, seed in each(plan, "final runs", "run"):
         this = replace(training, optimizer=name, lr=lr, seed=seed)
         model, history = train_lenet(data, this, device)
-        score = evaluate(model, test, precision=training.precision)
+        logits, labels = predict(model, test, precision=training.precision)
+        tested, answers[name, seed] = score(logits, labels), logits
         row = {"optimizer": name, "lr": lr, "seed": seed, "seconds": history.seconds}
         row["val_accuracy"] = history.epoch_rows[-1]["val_accuracy"]
-        row |= {"test_accuracy": score.accuracy, "correct": score.correct, "n": score.n}
+        row |= {"test_accuracy": tested.accuracy, "correct": tested.correct, "n": tested.n}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), answers
 
 
-def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row an optimizer, best first: its rate, `cvlab.metrics.over_seeds`, seconds a run."""
-    rows = []
+def summary(runs: pd.DataFrame, answers: Mapping, labels: Tensor) -> pd.DataFrame:
+    """One row an optimizer, best first, from `final_runs` and the test images' labels.
+
+    Its rate, `cvlab.metrics.over_seeds`, by how much it is behind the first on the same images
+    (`cvlab.metrics.paired_means`), seconds a run.
+    """
+    first, rows = runs.groupby("optimizer")["correct"].mean().idxmax(), []
+
+    def logits(name: str) -> list[Tensor]:
+        return [one for (optimizer, _), one in answers.items() if optimizer == name]
+
     for (name, lr), group in runs.groupby(["optimizer", "lr"], sort=False):
         cells = {"optimizer": name, "rate": f"{lr:g}"}
         cells |= over_seeds(group["correct"], int(group["n"].iloc[0]))
+        apart, low, high = (100 * x for x in paired_means(logits(first), logits(name), labels))
+        told = f"{apart:.1f} ({low:.1f} to {high:.1f})"
+        cells["behind the first, points"] = "–" if name == first else told
         cells["seconds a run"] = f"{group['seconds'].median():.1f}"
         rows.append(cells | {"mean": group["test_accuracy"].mean()})
     table = pd.DataFrame(rows).sort_values("mean", ascending=False).drop(columns="mean")
     return table.set_index("optimizer")
+
+
+def duel(
+    data: ImageData,
+    training: Training,
+    device: torch.device,
+    rates: Sequence[float],
+    known: Mapping[str, History],
+) -> pd.DataFrame:
+    """The loss of every step of momentum and Adagrad at each rate; one seed, the same batches.
+
+    `known` are histories at `training.lr`, which are not made again.
+
+    Returns:
+        float [steps, (optimizer, rate)]; a training that diverged guesses for the rest.
+    """
+    plan, losses = [(name, lr) for name in ("momentum", "Adagrad") for lr in rates], {}
+    for name, lr in each(plan, "other rates", "run"):
+        try:
+            this = replace(training, optimizer=name, lr=lr)
+            history = known[name] if lr == training.lr else train_lenet(data, this, device)[1]
+        except TrainingDiverged as stopped:
+            history = stopped.history
+        losses[name, lr] = history.batches["loss"].where(np.isfinite)
+    return pd.DataFrame(losses).fillna(math.log(len(data.classes)))
+
+
+def leads(losses: pd.DataFrame) -> pd.DataFrame:
+    """By how much Adagrad's loss is lower than momentum's, from `duel`, had training ended sooner.
+
+    A constant rate makes a short run the beginning of a long one. The loss at a length is the mean
+    of its last tenth; batches are paired.
+
+    Returns:
+        a row a length in steps: a column for each rate, "own" where each takes the rate that is
+        best for it at that length, and the 95 % interval of that, `low` to `high`.
+    """
+    lengths = np.unique(np.geomspace(100, len(losses), 13).round().astype(int))
+    rows = {}
+    for length in lengths:
+        last = losses.iloc[length - length // 10 : length]
+        apart = last["momentum"] - last["Adagrad"]
+        best = last.mean().groupby(level=0).idxmin()
+        own = last[best["momentum"]] - last[best["Adagrad"]]
+        half = Z * own.std() / math.sqrt(len(own))
+        ends = {"own": own.mean(), "low": own.mean() - half, "high": own.mean() + half}
+        rows[length] = apart.mean().to_dict() | ends
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def leader(row: pd.Series) -> str:
+    """In words, who is ahead at own rates and by how much, from a row of `leads`."""
+    if row["low"] < 0 < row["high"]:
+        return "neither leads"
+    return f"{'Adagrad' if row['own'] > 0 else 'momentum'} leads by {abs(row['own']):.2f}"
+
+
+def plot_leads(table: pd.DataFrame, title: str) -> Figure:
+    """`leads` over the length of training: above 0 Adagrad is ahead."""
+    names = {rate: f"both at {rate:g}" for rate in table.columns if isinstance(rate, float)}
+    names["own"] = "each at its best"
+    steps = table.index.tolist()
+    lines = {name: (steps, table[column].tolist()) for column, name in names.items()}
+    labels = ("training steps (log scale)", "momentum's loss minus Adagrad's")
+    ends = table.to_numpy().min() - 0.03, table.to_numpy().max() + 0.03
+    figure = curves(lines, title, *labels, xscale="log", ylim=ends)
+    band = {"color": COLOURS[len(names) - 1], "alpha": 0.25}
+    figure.axes[0].fill_between(steps, table["low"], table["high"], **band)
+    figure.axes[0].axhline(0, color=COLOURS[6], linewidth=1)
+    footnote(figure, "Above 0 Adagrad is ahead. Band: 95 % interval over the batches; one seed.")
+    return figure
 
 
 def adagrad_step_factor(optimizer: optim.Adagrad) -> float:
@@ -155,11 +239,37 @@ def path(name: str, lr: float, *, angle: float = 0.0, momentum: float = MOMENTUM
     return walked
 
 
+def momentum_step(
+    weight: np.ndarray, gradient: np.ndarray, velocity: np.ndarray, lr: float, momentum: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weight and the velocity after one step of SGD with momentum, as PyTorch takes it."""
+    velocity = momentum * velocity + gradient
+    return weight - lr * velocity, velocity
+
+
 def best_rate(name: str) -> float:
     """The rate of 25 between 0.001 and 10 whose walk ends nearest to the ravine's minimum."""
     rates = np.geomspace(1e-3, 10, 25)
     ends = [np.hypot(*path(name, lr)[-1]) for lr in rates]
     return float(rates[np.nanargmin(ends)])
+
+
+def walks(rates: Mapping[str, float], angles: Sequence[float]) -> list[dict]:
+    """Every optimizer at its rate down the ravine turned by every angle, for `plot_ravine`.
+
+    Returns:
+        dicts: `optimizer`, `angle`, `points`, `end` (distance from the minimum), `name` in words.
+    """
+    found = []
+    for angle in angles:
+        for name, lr in rates.items():
+            points = path(name, lr, angle=angle)
+            end = np.hypot(*points[-1])
+            words = f"{name}: arrives" if end < 1e-9 else f"{name}: ends {end:.2g} away"
+            found.append(
+                {"optimizer": name, "angle": angle, "points": points, "end": end, "name": words}
+            )
+    return found
 
 
 def state_bytes(optimizer: optim.Optimizer) -> int:
@@ -174,14 +284,16 @@ def cost(model: nn.Module, names: Iterable[str], *, rounds: int = 30) -> pd.Data
     """Step time and memory of optimizers on copies of `model` with random gradients.
 
     Returns:
-        one row an optimizer: `ms` a step (median), `p10`, `p90`, `bytes_per_weight`.
+        one row an optimizer, where PyTorch has it another for `fused=True`: `ms` a step (median),
+        `p10`, `p90`, `bytes_per_weight`.
     """
-    optimizers = {}
-    for name in names:
+    optimizers, names = {}, list(names)
+    for name in [*names, *(f"{name}, fused" for name in names if name in FUSED)]:
         params = list(copy.deepcopy(model).parameters())
         for p in params:
             p.grad = torch.randn_like(p)
-        optimizers[name] = Training(optimizer=name, lr=1e-6).make_optimizer(params)
+        kind, _, fused = name.partition(", ")
+        optimizers[name] = OPTIMIZERS[kind](params, lr=1e-6, **({"fused": True} if fused else {}))
     table = compare({name: one.step for name, one in optimizers.items()}, rounds=rounds)
     weights = sum(p.numel() for p in model.parameters())
     table["bytes_per_weight"] = [state_bytes(optimizers[n]) / weights for n in table.index]
@@ -224,13 +336,16 @@ def plot_losses(histories: Mapping, title: str = "Mean training loss of each epo
 def plot_ravine(walks: Sequence[dict], title: str) -> Figure:
     """Walks over the contours of the ravine, one panel each.
 
-    A walk is a dict: `name`, `angle` in degrees, and `points`, see `path`.
+    A walk is a dict: `name`, `angle` in degrees, and `points`, see `path`. The panels reach as
+    far as the walks, but not beyond 9.
     """
     columns = min(4, len(walks))
     rows = -(-len(walks) // columns)
     size = (2.25 * columns + 0.3, 2.4 * rows + 0.5)
     figure, axes = canvas(title, columns, rows, size=size, squeeze=False, sharex=True, sharey=True)
-    x, y = np.meshgrid(*[np.linspace(-4.6, 4.6, 160)] * 2)
+    far = max(np.nanmax(np.abs(walk["points"])) for walk in walks)
+    edge = np.clip(1.1 * far, 4.6, 9)
+    x, y = np.meshgrid(*[np.linspace(-edge, edge, 200)] * 2)
     levels = np.geomspace(0.3, 900, 8)
     for axis, walk in zip(axes.flat, walks, strict=True):
         height = ravine(x, y, walk["angle"])
@@ -238,7 +353,7 @@ def plot_ravine(walks: Sequence[dict], title: str) -> Figure:
         axis.plot(*walk["points"].T, "-o", color=COLOURS[0], markersize=2.5, linewidth=1)
         axis.plot(0, 0, "*", color=COLOURS[1], markersize=9)
         axis.set_title(walk["name"], fontsize=9, loc="left")
-        axis.set(xlim=(-4.6, 4.6), ylim=(-4.6, 4.6), aspect="equal", xticks=[], yticks=[])
+        axis.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal", xticks=[], yticks=[])
     return figure
 
 

@@ -1,6 +1,7 @@
 """The pooling experiment: one network, four ways to halve the image, judged in every respect."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import ipywidgets as widgets
@@ -9,21 +10,23 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvlab.bench import peak_memory
+from cvlab.bench import compare, peak_memory
 from cvlab.data import ImageData, Split
-from cvlab.metrics import over_seeds, score
-from cvlab.models import POOLINGS, PoolingNet, summary
+from cvlab.metrics import over_seeds, paired_means, score
+from cvlab.models import POOLINGS, BlurPool, PoolingNet, summary
 from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, canvas, footnote, heat_map
 from cvlab.show import interactive
 from cvlab.train import History, Training, autocast, choose_precision, evaluate, fit, predict
 
 Runs = Mapping[tuple[str, int], tuple[PoolingNet, History]]  # (pooling, seed) -> what came of it
 EVAL_BATCH = 250
+TIMED_ROUNDS = 10
 MEMORY_BATCH = 128
 DISTANCES = (1, 2, 3, 4)
+READS = {"stride": 0, "max": 4, "avg": 4, "blur": 20}  # numbers that pooling reads for each result
 
 
 def zone_plate(size: int = 128) -> Tensor:
@@ -50,6 +53,7 @@ def train(
     training: Training,
     device: str | torch.device = "cpu",
     watch: Callable | None = None,
+    joined: bool = False,
 ) -> tuple[PoolingNet, History]:
     """Train a `PoolingNet`; with one seed all kinds have the same start and the same batches.
 
@@ -60,10 +64,26 @@ def train(
         training: how; its seed is that of the weights too.
         device: to train on.
         watch: see `fit`.
+        joined: see `join_edges`.
     """
     torch.manual_seed(training.seed)
     model = PoolingNet(len(data.classes), pooling, width)
+    if joined:
+        join_edges(model)
     return model, fit(model, data, training, device=device, watch=watch, what=None)
+
+
+def join_edges(model: PoolingNet) -> PoolingNet:
+    """Join the right edge of every feature map to the left one, the lower to the upper: no border.
+
+    The weights stay; the model is changed in place.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.padding_mode = "circular"
+        elif isinstance(layer, BlurPool):
+            layer.edge = "circular"
+    return model
 
 
 def judge(runs: Runs, data: ImageData, device: str | torch.device = "cpu") -> pd.DataFrame:
@@ -105,6 +125,32 @@ def shift_consistency(
     return shares
 
 
+def same_answer(model: nn.Module, images: Tensor, shift: int = 1) -> Tensor:
+    """Share of images that keep their class, rolled to the right: what leaves comes in again."""
+    with torch.inference_mode():
+        before = model(images).argmax(1)
+        after = model(torch.roll(images, shift, dims=3)).argmax(1)
+    return (before == after).float().mean()
+
+
+def other_rates(
+    plain: Runs, data: ImageData, width: int, training: Training, rates: Sequence[float], device
+) -> pd.DataFrame:
+    """Validation accuracy at each rate, of the first seed: a row a rate, a column a kind.
+
+    What `plain` holds, trained at `training.lr`, is not trained again.
+    """
+    table = pd.DataFrame(index=pd.Index(rates, name="rate"))
+    for pooling in POOLINGS:
+        for lr in rates:
+            net = plain[pooling, training.seed][0]
+            if lr != training.lr:
+                net, _ = train(data, pooling, width, replace(training, lr=lr), device)
+            score = evaluate(net, data.batches("val", EVAL_BATCH, device=device))
+            table.loc[lr, pooling] = score.accuracy
+    return table
+
+
 def most_moved(model: torch.nn.Module, data: ImageData) -> int:
     """The validation image whose probabilities change most when it moves one pixel to the right."""
 
@@ -118,15 +164,20 @@ def costs(poolings: Sequence[str], classes: int, width: int, device) -> pd.DataF
     """What each kind costs whatever it learns: one row a kind.
 
     Returns:
-        `parameters`; `MACs`, multiply-accumulate operations for one image; `training_MB`, see
-        `cvlab.bench.peak_memory`, of a forward and backward pass of 128 images.
+        `parameters`; `MACs`, multiply-accumulate operations for one image, one for each number
+        that pooling reads included; `training_MB`, see `cvlab.bench.peak_memory`, of a forward
+        and backward pass of 128 images; `ms` of such a pass, timed in turns, `p10` to `p90`.
     """
     tasks = {
         kind: partial(forward_backward, kind, classes, width, str(device)) for kind in poolings
     }
     layers = {kind: summary(PoolingNet(classes, kind, width)) for kind in poolings}
-    table = {kind: t[["parameters", "MACs"]].sum() for kind, t in layers.items()}
-    return pd.DataFrame(table).T.assign(training_MB=peak_memory(tasks))
+    table = pd.DataFrame({kind: t[["parameters", "MACs"]].sum() for kind, t in layers.items()}).T
+    pooled = width * (16**2 + 2 * 8**2 + 4 * 4**2)  # results of pooling in three stages
+    table["MACs"] += pooled * pd.Series(READS)
+    table["training_MB"] = peak_memory(tasks)
+    times = compare({kind: task() for kind, task in tasks.items()}, rounds=TIMED_ROUNDS)
+    return table.join(times[["ms", "p10", "p90"]])
 
 
 def forward_backward(pooling: str, classes: int, width: int, device: str) -> Callable[[], None]:
@@ -162,21 +213,29 @@ def comparison(judged: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def test_table(answers: Mapping[tuple[str, str, int], tuple[Tensor, Tensor]]) -> pd.DataFrame:
-    """Accuracy on the test set: one row a configuration, best first.
+def test_table(
+    answers: Mapping[tuple[str, str, int], tuple[Tensor, Tensor]], order: Sequence, chosen: tuple
+) -> pd.DataFrame:
+    """Accuracy on the test set: one row a configuration, in the given order.
 
     Args:
         answers: (pooling, images, seed) -> (logits, labels), as `cvlab.train.predict` gives them.
+        order: (pooling, images) of the rows.
+        chosen: that which the others are compared with, on the same images.
 
     Returns:
         `test accuracy` (mean over seeds), its `95 % interval` for one typical model (the images
-        are the sample), `seeds` (lowest to highest), `n` test images.
+        are the sample), `seeds` (lowest to highest), `behind the chosen`, see
+        `cvlab.metrics.paired_means`, and whether its interval leaves 0 out.
     """
-    scores = pd.Series({key: score(*answer) for key, answer in answers.items()}).sort_index()
-    means, rows = scores.map(lambda s: s.accuracy).groupby(level=[0, 1]).mean(), {}
-    for key in means.sort_values(ascending=False).index:
-        n = scores[key].iloc[0].n
-        rows[key] = over_seeds([s.correct for s in scores[key]], n) | {"n": n}
+    logits = {key: [a[0] for k, a in answers.items() if k[:2] == key] for key in order}
+    labels, rows = next(iter(answers.values()))[1], {}
+    for key in order:
+        row = over_seeds([score(one, labels).correct for one in logits[key]], len(labels))
+        apart, low, high = (100 * x for x in paired_means(logits[chosen], logits[key], labels))
+        row["behind the chosen, points"] = f"{apart:.1f} ({low:.1f} to {high:.1f})"
+        row["told apart"] = "yes" if low > 0 or high < 0 else ""
+        rows[key] = row if key != chosen else row | {"behind the chosen, points": "chosen"}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["pooling", "images"])
 
 

@@ -1,7 +1,7 @@
 """A call of one network on every engine at hand, made ready for `cvlab.bench.race`."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from importlib.util import find_spec
@@ -86,6 +86,23 @@ def timed(
     """
     field = {name: Contestant(call, images, threads) for name, call in calls.items()}
     return race(field, rounds=rounds, what=what)[[*COLUMNS]].rename(columns=COLUMNS)
+
+
+def throughputs(
+    net: Path, model: Path, names: Sequence[str], batches: Mapping[int, np.ndarray], threads: int
+) -> dict[str, list[float]]:
+    """Images a second of some of the `contestants` for each of `batches`, in their order.
+
+    Races of six rounds in one process a contestant: for a curve, without intervals.
+    """
+    found = {name: [] for name in names}
+    for n, images in batches.items():
+        field = contestants(net, model, images, threads)
+        field = {name: field[name] for name in names}
+        table = race(field, rounds=6, processes=1, what=f"batch {n}, threads {threads}")
+        for name in names:
+            found[name].append(table.loc[name, "images/s"])
+    return found
 
 
 def network(

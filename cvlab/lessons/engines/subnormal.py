@@ -20,8 +20,8 @@ SMALLEST = np.finfo(np.float32).tiny  # 1.2e-38, of the normal ones
 
 
 def census(net: nn.Module, file: Path, images: np.ndarray) -> pd.DataFrame:
-    """Subnormal numbers among the float32 weights of a network, and of the ONNX file made of it,
-    and among what its layers compute of `images`, float32 [N, 3, H, W].
+    """Subnormal numbers among the float32 weights and running statistics of a network, the weights
+    of the ONNX file made of it, and what its layers compute of `images`, float32 [N, 3, H, W].
 
     Returns:
         columns `numbers` and `subnormal`, counts.
@@ -33,7 +33,8 @@ def census(net: nn.Module, file: Path, images: np.ndarray) -> pd.DataFrame:
             hooks.callback(hook.remove)
         net.eval()(torch.from_numpy(images).to(device))
     stored = (numpy_helper.to_array(one).copy() for one in onnx.load(file).graph.initializer)
-    rows = {"weights, PyTorch": _count(net.state_dict().values())}
+    rows = {"weights, PyTorch": _count(net.parameters())}
+    rows["statistics, PyTorch"] = _count(net.buffers())
     rows["weights, ONNX file"] = _count(map(torch.from_numpy, stored))
     rows["activations"] = tuple(np.sum(found, axis=0))
     return pd.DataFrame.from_dict(rows, orient="index", columns=["numbers", "subnormal"])

@@ -32,7 +32,8 @@ class Found:
         loses = "loses {drop_pp:.2f} points (95 % interval {drop_low:.2f} to {drop_high:.2f})"
         text = f"{self.recipe}: {loses.format(**self.row)} on {self.row['n']:,.0f} images"
         if self.reached:
-            return f"{text}, within the {self.max_drop:g} that may be lost"
+            within = f"with one standard error within the {self.max_drop:g} that may be lost"
+            return f"{text}, {within}"
         return (
             f"{self.max_drop:g} points cannot be kept with half of the layers in float. The best "
             f"is {text}. Tolerate more, give more validation images, or train for INT8: "
