@@ -11,12 +11,11 @@ import textwrap
 from itertools import cycle
 from pathlib import Path
 
-from test_exercises import EXERCISES, NOTEBOOKS, WRONG, cells, with_body
+from test_exercises import WRONG
 
-SOLUTIONS = {
-    name: re.search(r"```python\n(.+?)```", cells(name)[0].source, re.DOTALL)[1]
-    for name in EXERCISES
-}
+from cvlab.tools.grading.collect import exercises
+
+SOLUTIONS = {name: one.solution for name, one in exercises().items()}
 RIGHT = textwrap.dedent(SOLUTIONS["output_size"].split("\n", 1)[1])
 LIE = "class Lie(int):\n    def __eq__(self, other): {}\n    __hash__ = None\nreturn Lie(5)"
 TRY = "try:\n    {}\nexcept Exception:\n    pass\n"
@@ -83,9 +82,14 @@ HOSTILE = {
 }
 
 
+def with_body(name: str, body: str) -> str:
+    """The stub with another body, without what follows the function."""
+    return exercises()[name].stub.split("    ...", 1)[0] + textwrap.indent(body, "    ")
+
+
 def whole(name: str, source: str) -> str:
     """The cell as a student leaves it: the function, then `run.check` or `run.use` as it was."""
-    return source.rstrip() + cells(name)[1].source.split("    ...", 1)[1]
+    return source.rstrip() + exercises()[name].stub.split("    ...", 1)[1]
 
 
 def notebook(name: str, answers: dict[str, str], kept: bool = True) -> dict:
@@ -143,7 +147,7 @@ def make(folder: Path, students: int) -> dict[str, dict[str, tuple[str, str]]]:
     expected, evil = {}, cycle(HOSTILE.items())
     for i in range(students):
         student, answers, told = f"student{i:03}", {}, {}
-        for j, name in enumerate(EXERCISES):
+        for j, name in enumerate(SOLUTIONS):
             kind = (i + j) % 5
             if kind == 4:
                 told[name] = ("not attempted", "")
@@ -164,8 +168,8 @@ def differences(expected: dict, told: dict) -> list[str]:
     """Where marks.json is not as expected: a line each."""
     rows = {(row["student"], row["exercise"]): row for row in told["marks"]}
     found = []
-    for student, exercises in expected.items():
-        for name, (outcome, said) in exercises.items():
+    for student, told_of in expected.items():
+        for name, (outcome, said) in told_of.items():
             row = rows.get((student, name), {"outcome": "no row", "said": ""})
             if row["outcome"] != outcome or said not in row["said"]:
                 got = f"{row['outcome']} ({row['said']})"
@@ -179,7 +183,7 @@ def main(folder: Path, what: str) -> None:
     if what.isdigit():
         found = make(folder, int(what))
         beside.write_text(json.dumps(found))
-        print(len(found), "students,", len(NOTEBOOKS), "notebooks with exercises")
+        print(len(found), "students,", len(SOLUTIONS), "exercises")
         return
     expected = json.loads(beside.read_text())
     found = differences(expected, json.loads(Path(what, "marks.json").read_text()))

@@ -16,9 +16,19 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from handed_in import HOSTILE, RIGHT, SOLUTIONS, differences, hostile, make, notebook, whole
+from handed_in import (
+    HOSTILE,
+    RIGHT,
+    SOLUTIONS,
+    differences,
+    hostile,
+    make,
+    notebook,
+    whole,
+    with_body,
+)
 from test_cluster import Cluster, wait_for
-from test_exercises import EXERCISES, WRONG, with_body
+from test_exercises import WRONG
 
 from cvlab.exercises import judge
 from cvlab.tools import cli
@@ -78,7 +88,7 @@ def run(folder, *more):
 
 def alone(folder, student, **answers):
     """A student's notebooks, as few as hold these answers."""
-    for name in {EXERCISES[exercise][0] for exercise in answers}:
+    for name in {collect.exercises()[exercise].notebook for exercise in answers}:
         path = folder / "in" / student / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(notebook(name, answers, kept=False)), encoding="utf-8")
@@ -221,7 +231,7 @@ def saved(content, minor=5, text=False, ending="\n", magic="", lines="\n"):
 
 @pytest.mark.parametrize("exercise", ["output_size", "to_uint8"])  # `run.check` and `run.use`
 def test_every_program_and_version_saves_the_same_answer(tmp_path, exercise):
-    where = EXERCISES[exercise][0]
+    where = collect.exercises()[exercise].notebook
     mine = notebook(where, {exercise: SOLUTIONS[exercise]})
     forms = {f"4.{minor}": saved(mine, minor) for minor in (2, 3, 4, 5)}
     forms |= {"text": saved(mine, text=True), "bom": b"\xef\xbb\xbf" + saved(mine)}
@@ -352,7 +362,9 @@ def test_a_whole_notebook_runs_in_smoke_and_reaches_nobody(tmp_path):
 def exported(folder, form):
     """All cells of the exported notebooks, which are ours that have exercises."""
     paths = export.write(folder, form, 5)
-    assert [path.stem for path in paths] == sorted({where for where, _ in EXERCISES.values()})
+    wanted = sorted(
+        {one.notebook for one in collect.exercises().values()}
+    )
     return [c for path in paths for c in nbformat.read(path, as_version=4).cells]
 
 
@@ -399,7 +411,7 @@ def test_whole_notebooks_of_a_class_end_whatever_is_in_them(tmp_path, monkeypatc
 def test_nbgraders_source_has_each_exercise_with_its_solution_marked(tmp_path):
     cells = exported(tmp_path, "nbgrader")
     ids = [c.metadata.nbgrader.grade_id for c in cells if "nbgrader" in c.metadata]
-    assert ids == [one for name in EXERCISES for one in (name, f"test-{name}")]
+    assert ids == [one for name in SOLUTIONS for one in (name, f"test-{name}")]
     solved = [c.source for c in cells if "### BEGIN SOLUTION" in c.source]
     for name, source in zip(ids[::2], solved, strict=True):
         names = {"run": types.SimpleNamespace(check=id), "np": np, "torch": torch}
@@ -413,11 +425,11 @@ def test_otters_master_has_each_exercise_as_a_question_with_a_hidden_test(tmp_pa
     cells = exported(tmp_path, "otter")
     raw = [c.source.split("\n") for c in cells if c.cell_type == "raw"]
     asked = [lines[1] for lines in raw if lines[0] == "# BEGIN QUESTION"]
-    assert asked == [f"name: {name}" for name in EXERCISES]
+    assert asked == [f"name: {name}" for name in SOLUTIONS]
     hidden = [c.source for c in cells if c.source.startswith("# HIDDEN")]
-    for name, source in zip(EXERCISES, hidden, strict=True):
+    for name, source in zip(SOLUTIONS, hidden, strict=True):
         assert f"judge({name}, seed=5)" in source
-    assert sum("    # END SOLUTION" in c.source for c in cells) == len(EXERCISES)
+    assert sum("    # END SOLUTION" in c.source for c in cells) == len(SOLUTIONS)
 
 
 def sleepers(folder, count=6):
