@@ -68,7 +68,7 @@ HOSTILE = {
     "import os, struct\nfor i in range(3, 99):\n"
     "    try: os.write(i, struct.pack('!iQ', -1, 2**63))\n"
     "    except OSError: pass\nreturn 5": ("wrong", "came back"),
-    "import os, time\nos.closerange(3, 99); time.sleep(60)": ("wrong", "exit code"),
+    "import os, time\nos.closerange(3, 99); time.sleep(60)": ("wrong", "hung up"),
     "import gc, os, pickle\nraise type('E', (Exception,), {'__str__': lambda s: 1 / 0})()": (
         "wrong",
         "",

@@ -362,9 +362,8 @@ def test_a_whole_notebook_runs_in_smoke_and_reaches_nobody(tmp_path):
 def exported(folder, form):
     """All cells of the exported notebooks, which are ours that have exercises."""
     paths = export.write(folder, form, 5)
-    wanted = sorted(
-        {one.notebook for one in collect.exercises().values()}
-    )
+    wanted = sorted({one.notebook for one in collect.exercises().values()})
+    assert [path.stem for path in paths] == wanted
     return [c for path in paths for c in nbformat.read(path, as_version=4).cells]
 
 

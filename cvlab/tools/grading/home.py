@@ -196,9 +196,9 @@ class Answer:
             return f"more than {MOST_WORDS // 2**20} MB came back."
         if self.status is None:
             self._reap(patience=0 if self.why else 1)
+        if self.why or self.status < 0:
+            return self.why or "your code hung up, and went on."
         code = os.waitstatus_to_exitcode(self.status)
-        if self.why:
-            return self.why
         if code in (-signal.SIGXCPU, -signal.SIGKILL):
             return f"stopped after {self.seconds} s of computing: does it ever end?"
         if code < 0:

@@ -126,7 +126,7 @@ def _live(line: Connection, spaces: dict, rules: int | None, memory: int) -> Non
 
 
 def _reaped(child: int, patience: float) -> int:
-    """How it has ended, as `os.waitpid` tells; after so many seconds it is killed."""
+    """How it has ended, as `os.waitpid` tells; -1 if it had to be killed after so many seconds."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -136,7 +136,8 @@ def _reaped(child: int, patience: float) -> int:
     for end in (os.killpg, os.kill):
         with suppress(OSError):
             end(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
+    os.waitpid(child, 0)
+    return -1
 
 
 def _spaces(imports: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
