@@ -1,6 +1,7 @@
 """A made-up class: what 200 students might hand in, and what each must be told.
 
-`python tests/handed_in.py FOLDER 200` makes one, with `expected.json` beside it.
+`python tests/handed_in.py FOLDER 200` makes one, with `expected.json` beside it;
+`python tests/handed_in.py FOLDER MARKS` compares that with what `grade` wrote.
 """
 
 import json
@@ -10,12 +11,11 @@ import textwrap
 from itertools import cycle
 from pathlib import Path
 
-from test_exercises import EXERCISES, NOTEBOOKS, WRONG, cells, with_body
+from test_exercises import WRONG
 
-SOLUTIONS = {
-    name: re.search(r"```python\n(.+?)```", cells(name)[0].source, re.DOTALL)[1]
-    for name in EXERCISES
-}
+from cvlab.tools.grading.collect import exercises
+
+SOLUTIONS = {name: one.solution for name, one in exercises().items()}
 RIGHT = textwrap.dedent(SOLUTIONS["output_size"].split("\n", 1)[1])
 LIE = "class Lie(int):\n    def __eq__(self, other): {}\n    __hash__ = None\nreturn Lie(5)"
 TRY = "try:\n    {}\nexcept Exception:\n    pass\n"
@@ -65,7 +65,10 @@ HOSTILE = {
     "import ctypes; return ctypes.string_at(0)": ("wrong", "SIGSEGV"),
     "import os\nfor i in range(3, 99):\n    try: os.write(i, b'{\"result\": 17}')\n"
     "    except OSError: pass\nreturn 5": ("wrong", ""),
-    "import os, time\nos.closerange(3, 99); time.sleep(60)": ("wrong", ""),
+    "import os, struct\nfor i in range(3, 99):\n"
+    "    try: os.write(i, struct.pack('!iQ', -1, 2**63))\n"
+    "    except OSError: pass\nreturn 5": ("wrong", "came back"),
+    "import os, time\nos.closerange(3, 99); time.sleep(60)": ("wrong", "hung up"),
     "import gc, os, pickle\nraise type('E', (Exception,), {'__str__': lambda s: 1 / 0})()": (
         "wrong",
         "",
@@ -79,13 +82,23 @@ HOSTILE = {
 }
 
 
+def with_body(name: str, body: str) -> str:
+    """The stub with another body, without what follows the function."""
+    return exercises()[name].stub.split("    ...", 1)[0] + textwrap.indent(body, "    ")
+
+
+def whole(name: str, source: str) -> str:
+    """The cell as a student leaves it: the function, then `run.check` or `run.use` as it was."""
+    return source.rstrip() + exercises()[name].stub.split("    ...", 1)[1]
+
+
 def notebook(name: str, answers: dict[str, str], kept: bool = True) -> dict:
     """One of our notebooks with these sources in place of its stubs, in plain JSON."""
     content = json.loads((NOTEBOOK_FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
     for cell in content["cells"]:
         stub = re.match(r"def (\w+)\(", "".join(cell["source"]))
         if stub and stub[1] in answers:
-            cell["source"] = answers[stub[1]].splitlines(keepends=True)
+            cell["source"] = whole(stub[1], answers[stub[1]]).splitlines(keepends=True)
         if not kept:
             cell.pop("outputs", None)
     return content
@@ -134,7 +147,7 @@ def make(folder: Path, students: int) -> dict[str, dict[str, tuple[str, str]]]:
     expected, evil = {}, cycle(HOSTILE.items())
     for i in range(students):
         student, answers, told = f"student{i:03}", {}, {}
-        for j, name in enumerate(EXERCISES):
+        for j, name in enumerate(SOLUTIONS):
             kind = (i + j) % 5
             if kind == 4:
                 told[name] = ("not attempted", "")
@@ -151,8 +164,32 @@ def make(folder: Path, students: int) -> dict[str, dict[str, tuple[str, str]]]:
     return expected
 
 
+def differences(expected: dict, told: dict) -> list[str]:
+    """Where marks.json is not as expected: a line each."""
+    rows = {(row["student"], row["exercise"]): row for row in told["marks"]}
+    found = []
+    for student, told_of in expected.items():
+        for name, (outcome, said) in told_of.items():
+            row = rows.get((student, name), {"outcome": "no row", "said": ""})
+            if row["outcome"] != outcome or said not in row["said"]:
+                got = f"{row['outcome']} ({row['said']})"
+                found.append(f"{student}, {name}: {outcome} ({said}) was expected, {got} came")
+    return found
+
+
+def main(folder: Path, what: str) -> None:
+    """Make a class of so many, or compare."""
+    beside = folder.parent / "expected.json"
+    if what.isdigit():
+        found = make(folder, int(what))
+        beside.write_text(json.dumps(found))
+        print(len(found), "students,", len(SOLUTIONS), "exercises")
+        return
+    expected = json.loads(beside.read_text())
+    found = differences(expected, json.loads(Path(what, "marks.json").read_text()))
+    told = sum(map(len, expected.values()))
+    print(*found, f"{told - len(found)} of {told} exercises were marked as expected", sep="\n")
+
+
 if __name__ == "__main__":
-    where = Path(sys.argv[1])
-    found = make(where, int(sys.argv[2]))
-    (where.parent / "expected.json").write_text(json.dumps(found))
-    print(len(found), "students,", len(NOTEBOOKS), "notebooks with exercises")
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -19,7 +19,7 @@ NOTEBOOKS = {
     for path in sorted((Path(__file__).parent.parent / "notebooks").glob("0[1-6]*.ipynb"))
 }
 EXERCISES = {  # name -> (notebook, number)
-    re.search(r"run\.(?:check|use)\((\w+)", cell.source)[1]: (name, cell.id[-1])
+    re.search(r"run\.(?:check|use)\(\s*(\w+)", cell.source)[1]: (name, cell.id[-1])
     for name, notebook in NOTEBOOKS.items()
     for cell in notebook.cells
     if re.fullmatch(r"exercise-\d", cell.id)

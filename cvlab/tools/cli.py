@@ -99,10 +99,11 @@ def _add_notebooks(commands) -> None:
     )
     grade.add_argument("--unprotected", action="store_true", help="even where nothing protects you")
     grade.set_defaults(do=_grade)
-    nbgrader = commands.add_parser("nbgrader", help="write the exercises in nbgrader's form")
-    nbgrader.add_argument("folder", type=Path, help="of the assignment: source/NAME")
-    nbgrader.add_argument("--seed", type=_positive, default=1, help="of the hidden tests' inputs")
-    nbgrader.set_defaults(do=_nbgrader)
+    for form, where in {"nbgrader": "source/NAME", "otter": "of the masters"}.items():
+        export = commands.add_parser(form, help=f"write the exercises in {form}'s form")
+        export.add_argument("folder", type=Path, help=where)
+        export.add_argument("--seed", type=_positive, default=1, help="of the hidden tests' inputs")
+        export.set_defaults(do=_export, form=form)
     publish = commands.add_parser("publish", help="copy a class run's notebooks over notebooks/")
     publish.add_argument("out", type=Path)
     publish.set_defaults(do=_publish)
@@ -235,16 +236,16 @@ def _report(options) -> int:
 
 
 def _grade(options) -> int:
-    from cvlab.tools import grade
+    from cvlab.tools.grading import grade
 
-    print(grade.main(**{n: v for n, v in vars(options).items() if n not in ("do", "told")}))
+    print(grade.main(options))
     return 0
 
 
-def _nbgrader(options) -> int:
-    from cvlab.tools import grade_export
+def _export(options) -> int:
+    from cvlab.tools.grading import export
 
-    print(*grade_export.write(options.folder, options.seed), sep="\n")
+    print(*export.write(options.folder, options.form, options.seed), sep="\n")
     return 0
 
 

@@ -6,7 +6,7 @@ import hmac
 import threading
 
 from cvlab.exercises import judge
-from cvlab.tools.grade_home import Answer, Home
+from cvlab.tools.grading.home import Answer, Home
 
 MOST_SAID = 400  # characters that a student is told
 TIMED = ("milliseconds",)  # a busy machine may spoil it, so it has three tries
@@ -46,15 +46,15 @@ def judged(task: dict) -> dict[str, dict[str, str]]:
 
     Raises:
         Unprotected: this system cannot forbid all that it should.
+        OSError, EOFError: the home has died; the next call makes another.
     """
-    if not hasattr(HERE, "home") or HERE.home.process.poll() is not None:
-        HERE.home = Home(task["imports"])
-    if HERE.home.free and not task["unprotected"]:
+    home = _home(task)
+    if home.free and not task["unprotected"]:
         raise Unprotected(
-            f"{HERE.home.told()} Grade on Linux 5.13 or newer; or, in a virtual machine that holds "
+            f"{home.told()} Grade on Linux 5.13 or newer; or, in a virtual machine that holds "
             "nothing else, with --unprotected."
         )
-    found = {"": {"said": HERE.home.told()}}
+    found = {"": {"said": home.told()}}
     for name, (_, source) in task["answers"].items():
         key = f"{task['student']}\0{name}".encode()
         digest = hmac.digest(task["secret"].encode(), key, "sha256")
@@ -67,18 +67,21 @@ def judged(task: dict) -> dict[str, dict[str, str]]:
     return found
 
 
-def _one(task: dict, name: str, seed: int) -> tuple[str, str]:
-    notebook, source = task["answers"][name]
-    if not hasattr(HERE, "home"):
+def _home(task: dict) -> Home:
+    if not hasattr(HERE, "home") or HERE.home.process.poll() is not None:
         HERE.home = Home(task["imports"])
-    answer = Answer(HERE.home, notebook, name, source, task["seconds"])
+    return HERE.home
+
+
+def _one(task: dict, name: str, seed: int) -> tuple[str, str]:
+    home = _home(task)
+    answer = Answer(home, task["answers"][name][0], name, task["answers"][name][1], task["seconds"])
     try:
         outcome, said = judge.judge(answer, seed)
     except Exception as error:  # of a check that met what no learner would return
         outcome, said = "wrong", f"this could not be judged ({type(error).__name__}: {error})"
-    finally:
-        answer.close()
-        if any(HERE.home.folder.iterdir()):  # what cannot be removed: another home
-            HERE.home.close()
-            del HERE.home
-    return outcome, " ".join(said.split())[:MOST_SAID]
+    answer.close()
+    if any(home.folder.iterdir()):  # what cannot be removed: another home
+        home.close()
+    said = "".join(letter for letter in " ".join(said.split()) if letter.isprintable())
+    return outcome, said[:MOST_SAID]

@@ -1,14 +1,16 @@
-"""The words between a student's process and the judge: results as JSON, arrays as bytes.
+"""What comes back from students: results as JSON, arrays as bytes, plain files.
 
 `decode` builds numbers, arrays, containers and convolutions; it calls and imports nothing.
 """
 
 import base64
+import os
 import re
-import socket
-import struct
 from collections.abc import Iterator, KeysView, Mapping, ValuesView
+from contextlib import suppress
 from itertools import islice
+from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,44 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+MOST_ENTRIES = 1000  # in a student's folder
 MOST_ITEMS = 10_000  # of an iterator that is read
-CONV = ("stride", "padding", "dilation", "groups", "padding_mode")
+CONV = ("weight", "bias", "stride", "padding", "dilation", "groups", "padding_mode")
+CONTAINERS = {
+    "tuple": tuple,
+    "set": set | frozenset,
+    "list": list | Iterator | KeysView | ValuesView | pd.Index,
+}
 
 
-def send(line: socket.socket, content: bytes) -> None:
-    """One message: its length, then it."""
-    line.sendall(struct.pack("!I", len(content)) + content)
+def plain(path: Path, most: int) -> bytes:
+    """The content of a file that a student left; a link is not followed.
+
+    Raises:
+        OSError: it is no plain file, or larger than `most` bytes.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
+        about = os.fstat(file.fileno())
+        if not S_ISREG(about.st_mode):
+            raise OSError("it is no plain file")
+        if about.st_size > most:
+            told = f"{about.st_size / 2**20:,.0f} MB; {most / 2**20:g} are allowed"
+            raise OSError(f"{told}. Clear its outputs, save and hand it in again")
+        return file.read(most)
+
+
+def overflows(folder: Path, most: int) -> bool:
+    """Does a student's folder hold more bytes, or more files and folders, than it may?"""
+    total = count = 0
+    for place, inside, files in os.walk(folder):
+        count += len(inside) + len(files)
+        for name in files[:MOST_ENTRIES]:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
+        if count > MOST_ENTRIES or total > most:
+            return True
+    return False
 
 
 def encode(value: Any) -> Any:
@@ -36,16 +69,11 @@ def encode(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
         return _array("array" if isinstance(value, np.ndarray) else "scalar", np.asarray(value))
     if isinstance(value, nn.Conv2d):
-        told = {name: encode(getattr(value, name)) for name in (*CONV, "weight", "bias")}
-        return {"kind": "conv"} | told
+        return {"kind": "conv"} | {name: encode(getattr(value, name)) for name in CONV}
     if isinstance(value, pd.Series | pd.DataFrame | Mapping):
         pairs = [[encode(key), encode(one)] for key, one in value.items()]
         return {"kind": "dict", "items": pairs}
-    for kind, types in {
-        "tuple": tuple,
-        "set": set | frozenset,
-        "list": list | Iterator | KeysView | ValuesView | pd.Index,
-    }.items():
+    for kind, types in CONTAINERS.items():
         if isinstance(value, types):
             return {"kind": kind, "items": [encode(one) for one in islice(value, MOST_ITEMS)]}
     return {"kind": "object", "type": type(value).__name__}
@@ -57,7 +85,7 @@ def _array(kind: str, value: np.ndarray) -> dict:
 
 
 def decode(told: Any) -> Any:
-    """The other way of `grade_pupil.encode`; anything else is an error."""
+    """The other way of `encode`; anything else is an error."""
     if not isinstance(told, dict):
         if isinstance(told, list):
             raise ValueError("a list without a kind")
@@ -73,29 +101,23 @@ def decode(told: Any) -> Any:
         return value if kind == "array" else value[()]
     if kind == "dict":
         return {decode(key): decode(one) for key, one in told["items"]}
-    if kind in ("list", "tuple", "set"):
+    if kind in CONTAINERS:
         kinds = {"list": list, "tuple": tuple, "set": set}
         return kinds[kind](decode(one) for one in told["items"])
     if kind == "conv":
-        return _conv(**{name: decode(told[name]) for name in (*CONV, "weight", "bias")})
+        return _conv(**{name: decode(told[name]) for name in CONV})
     return type(re.sub(r"\W", "", str(told["type"]))[:40] or "object", (), {})()
 
 
 def _conv(weight, bias, padding_mode, **shape) -> nn.Conv2d:
     """A convolution as it was described; it computes as ours do, whatever its class was."""
     numbers = [n for one in shape.values() for n in (one if isinstance(one, tuple) else (one,))]
-    if (
-        weight.dim() != 4
-        or padding_mode != "zeros"
-        or not all(isinstance(n, int) and 0 <= n <= 16 for n in numbers)
-    ):
+    small = all(isinstance(n, int) and 0 <= n <= 16 for n in numbers)
+    if not small or padding_mode != "zeros" or weight.dim() != 4:
         raise ValueError("a strange convolution")
-    groups = shape["groups"]
-    found = nn.utils.skip_init(nn.Conv2d, 1, 1, 1)
-    found.weight = nn.Parameter(weight.detach())
-    found.bias = None if bias is None else nn.Parameter(bias.detach())
-    for name, one in shape.items():
-        setattr(found, name, one)
-    found.out_channels, found.in_channels = len(weight), weight.shape[1] * groups
-    found.kernel_size = tuple(weight.shape[2:])
+    (after, before, *kernel), groups = weight.shape, shape["groups"]
+    sizes = {"kernel_size": kernel, "bias": bias is not None, "device": "meta"}
+    found = nn.Conv2d(before * groups, after, **sizes, **shape)
+    given = {"weight": weight.detach()} | ({} if bias is None else {"bias": bias.detach()})
+    found.load_state_dict(given, assign=True)
     return found

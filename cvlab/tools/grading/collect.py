@@ -3,18 +3,18 @@
 import ast
 import json
 import re
-import stat
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-from cvlab.tools import runner
+from cvlab.exercises.judge import CHECKS
+from cvlab.tools.grading.words import plain
+from cvlab.tools.runner import notebook_paths
 
 MOST_BYTES = 20 * 2**20  # of a notebook that is handed in
 MOST_SOURCE = 20_000  # characters of an exercise
-STUB = re.compile(r"^def (\w+)\s*\(", re.M)
 
 
 class GradeError(ValueError):
@@ -25,7 +25,6 @@ class GradeError(ValueError):
 class Exercise:
     """An exercise of our notebooks: where it stands, how hard it is, the untouched cell."""
 
-    name: str
     notebook: str
     level: str  # as in its text: ●○○, ●●○ or ●●●
     stub: str
@@ -49,6 +48,11 @@ class HandedIn:
     notes: list[str] = field(default_factory=list)
 
 
+def defined(source: str) -> list[str]:
+    """The exercises whose function a cell defines."""
+    return [name for name in re.findall(r"^def\s+(\w+)\s*\(", source, re.M) if name in CHECKS]
+
+
 @cache
 def exercises() -> dict[str, Exercise]:
     """All exercises, by the name of their function, in order; from our own notebooks."""
@@ -57,29 +61,32 @@ def exercises() -> dict[str, Exercise]:
         text = ""
         for cell in cells:
             source = "".join(cell["source"])
-            asked = re.search(r"run\.(?:check|use)\((\w+)", source)
             if cell["cell_type"] == "markdown":
                 text = source if "●" in source else text
-            elif asked and f"def {asked[1]}(" in source:
-                level = re.search("●+○*", text)
-                told = Exercise(asked[1], notebook, level[0] if level else "", source, text)
-                found[asked[1]] = told
+                continue
+            level = re.search("●+○*", text)
+            for name in defined(source):
+                found[name] = Exercise(notebook, level[0] if level else "", source, text)
     return found
 
 
 @cache
 def imports() -> dict[str, list[str]]:
     """What our notebooks import, by name: an answer may use it."""
-    return {
-        name: _imports("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-        for name, cells in _ours().items()
-    }
+    found = {}
+    for name, cells in _ours().items():
+        nodes = []
+        for cell in cells:
+            with suppress(SyntaxError):  # prose, %pip
+                nodes += ast.parse("".join(cell["source"])).body
+        found[name] = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+    return found
 
 
 @cache
 def _ours() -> dict[str, list[dict]]:
     """The cells of our own notebooks, by name."""
-    paths = runner.notebook_paths()
+    paths = notebook_paths()
     return {n: json.loads(p.read_text(encoding="utf-8"))["cells"] for n, p in paths.items()}
 
 
@@ -92,45 +99,44 @@ def collect(folder: Path, due: datetime | None = None) -> list[HandedIn]:
     if not folder.is_dir():
         raise GradeError(f"There is no folder {folder}; name the one with what was handed in.")
     found: dict[str, HandedIn] = {}
+    ending = rf"[ _-]*(?:{'|'.join(notebook_paths())}).*"
     for entry in sorted(folder.iterdir()):
-        names = "|".join(runner.notebook_paths())
-        student, *_ = re.split(rf"[ _-]*(?:{names})", entry.stem if entry.is_file() else entry.name)
-        if entry.is_symlink() or not (entry.is_dir() or entry.suffix == ".ipynb"):
+        alone = entry.suffix == ".ipynb" and not entry.is_dir()
+        if entry.is_symlink() or not (alone or entry.is_dir()):
             continue
-        student = entry.name if entry.is_dir() else student or entry.stem
+        student = (re.sub(ending, "", entry.stem) or entry.stem) if alone else entry.name
         handed = found.setdefault(student, HandedIn(student))
-        files = sorted(entry.rglob("*.ipynb")) if entry.is_dir() else [entry]
-        for file in files:
+        for file in [entry] if alone else sorted(entry.rglob("*.ipynb")):
             if ".ipynb_checkpoints" not in file.parts:
                 _take(handed, file, due)
     return list(found.values())
 
 
 def _take(handed: HandedIn, file: Path, due: datetime | None) -> None:
-    """Add a notebook's answers; of several definitions the last counts, but for the stub."""
+    """Add a notebook's answers, and what is odd about it."""
     try:
         sources = _sources(file)
     except (OSError, ValueError, RecursionError) as error:
         handed.notes.append(f"{file.name} was not read: {error}"[:200])
         return
-    which = [name for name in runner.notebook_paths() if name in file.stem]
-    which += _take_answers(handed, sources)
+    which = {name for name in notebook_paths() if name in file.stem}
+    which |= _take_answers(handed, sources)
     if not which:
         handed.notes.append(f"{file.name} is none of our notebooks")
-    for notebook in set(which):
-        if notebook in handed.notebooks and handed.notebooks[notebook] != file:
+    for notebook in which:
+        if handed.notebooks.setdefault(notebook, file) != file:
             handed.notes.append(f"{notebook} was handed in twice; {file.name} counts")
         handed.notebooks[notebook] = file
-        if due and datetime.fromtimestamp(file.stat().st_mtime) > due.replace(tzinfo=None):
+        if due and datetime.fromtimestamp(file.stat().st_mtime, due.tzinfo) > due:
             handed.late.add(notebook)
 
 
-def _take_answers(handed: HandedIn, sources: list[str]) -> list[str]:
-    """Add the answers in these cells; returns the notebooks that they belong to."""
-    known, which = exercises(), []
+def _take_answers(handed: HandedIn, sources: list[str]) -> set[str]:
+    """Add the answers in these cells, the last of each but for the stub; returns whose they are."""
+    which = set()
     for source in sources:
-        for name in [name for name in STUB.findall(source) if name in known]:
-            which.append(known[name].notebook)
+        for name in defined(source):
+            which.add(exercises()[name].notebook)
             if len(source) > MOST_SOURCE:
                 handed.notes.append(f"{name}: {len(source):,} characters are no answer")
             elif name not in handed.answers or not is_stub(name, source):
@@ -147,15 +153,9 @@ def _sources(file: Path) -> list[str]:
     """The code cells of a notebook of any origin, without magics; nothing in it is trusted.
 
     Raises:
-        ValueError: it is no notebook, or too large.
+        OSError, ValueError: it is no notebook, no plain file, or too large.
     """
-    about = file.lstat()
-    if not stat.S_ISREG(about.st_mode):
-        raise ValueError("it is a link or no file")
-    if about.st_size > MOST_BYTES:
-        told = f"{about.st_size / 2**20:,.0f} MB; {MOST_BYTES // 2**20} are allowed"
-        raise ValueError(f"{told}. Clear its outputs, save and hand it in again")
-    content = json.loads(file.read_bytes().decode("utf-8-sig"))
+    content = json.loads(plain(file, MOST_BYTES).decode("utf-8-sig"))
     cells = content.get("cells") if isinstance(content, dict) else None
     if not isinstance(cells, list):
         raise ValueError("it has no cells")
@@ -165,18 +165,6 @@ def _sources(file: Path) -> list[str]:
             source = cell.get("source")
             lines = source if isinstance(source, list) else [source]
             text = "".join(line for line in lines if isinstance(line, str))
-            text = "\n".join(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
-            found.append(re.sub(r"^(%|!).*$", "", text, flags=re.M))
-    return found
-
-
-def _imports(sources: Iterable[str]) -> list[str]:
-    """The import statements of a notebook's code cells."""
-    found = []
-    for source in sources:
-        try:
-            body = ast.parse(source).body
-        except SyntaxError:  # %pip
-            continue
-        found += [ast.unparse(n) for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+            found.append(re.sub(r"^[%!].*$", "", text, flags=re.M))
     return found

@@ -15,6 +15,8 @@ import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
+from cvlab.paths import PACKAGE
+
 MEMORY = 2 * 2**30  # bytes of addresses beyond those of the process that waits for work
 FILE_BYTES, FOLDER_BYTES = 16 * 2**20, 64 * 2**20
 
@@ -46,7 +48,7 @@ CLONE, CLONE3, THREAD = (56, 220), 435, 0x10000
 
 def readable() -> list[Path]:
     """What a student's code may read: Python, its packages and ours, but not the checks."""
-    ours = Path(__file__).parent.parent
+    ours = PACKAGE
     found = [Path(sysconfig.get_path("stdlib")), Path(sys.base_prefix) / "lib", ours / "lessons"]
     found += [*ours.glob("*.py"), ours.parent / "notebooks" / "profiles.toml"]
     for folder in map(Path, site.getsitepackages()):  # by entry: a wheel's cvlab lies there too

@@ -1,6 +1,6 @@
 """A student's function as the judge has it: an `Answer`, which asks the process where it lives.
 
-Nothing of the student is executed or unpickled here: what comes back is JSON, see `grade_words`.
+Nothing of the student is executed or unpickled here: what comes back is JSON, see `words`.
 """
 
 import io
@@ -8,31 +8,31 @@ import json
 import os
 import pickle
 import platform
-import select
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import time
-import types
+import threading
+from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.reduction import send_handle
 from pathlib import Path
-from stat import S_ISREG
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import torch
 
 from cvlab.exercises.answers import Wrong
-from cvlab.tools import grade_limits as limits
-from cvlab.tools.grade_words import decode, send
+from cvlab.paths import PACKAGE
+from cvlab.tools.grading.limits import FILE_BYTES, FOLDER_BYTES
+from cvlab.tools.grading.words import MOST_ENTRIES, decode, overflows, plain
 
-MOST_BYTES = 16 * 2**20  # of a file that comes with an answer
 MOST_WORDS = 4 * 2**20  # bytes of an answer
-MOST_ENTRIES = 1000  # in a student's folder
+TICK = 0.25  # seconds between two looks at it
 METHODS = ("__call__", "suggest_float", "suggest_int", "suggest_categorical", "params")
 RUN_FILE = """
 def run_file(file, content, images):
@@ -41,7 +41,6 @@ def run_file(file, content, images):
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: images})[0]
 """
-
 PROBE = """
 def probe(key, outside):
     import os, socket
@@ -74,28 +73,26 @@ class Home:
     def __init__(self, imports: dict[str, list[str]]):
         self.place = TemporaryDirectory(prefix="cvlab-grade-", ignore_cleanup_errors=True)
         self.folder = Path(self.place.name)
-        self.control, theirs = socket.socketpair()
-        kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
-        ours = Path(__file__).parents[2]
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        own = {"PYTHONPATH": str(ours), "HOME": str(self.folder), "MPLBACKEND": "agg"}
-        command = [sys.executable, "-m", "cvlab.tools.grade_pupil", str(theirs.fileno())]
+        self.control, theirs = Pipe()
+        own = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
+        own |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        own |= dict.fromkeys(("HOME", "MPLCONFIGDIR"), self.place.name)
         with theirs:
             self.process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", "cvlab.tools.grading.pupil", str(theirs.fileno())],
                 cwd=self.folder,
-                env=kept | threads | own | {"MPLCONFIGDIR": str(self.folder)},
+                env=own | {"PYTHONPATH": str(PACKAGE.parent), "MPLBACKEND": "agg"},
                 pass_fds=[theirs.fileno()],
                 **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL),
             )
-        send(self.control, pickle.dumps(imports))
+        self.control.send(imports)
         self.tries, self.free = self._probe()
 
     def _probe(self) -> list[list[str]]:
         """What a student's code must not do, and what of it this system does not forbid."""
         answer = Answer(self, "", "probe", PROBE)
         try:
-            return answer(__file__, str(self.folder.parent / f"{self.folder.name}.probe"))
+            return answer(__file__, f"{self.folder}.probe")
         finally:
             answer.close()
 
@@ -104,18 +101,6 @@ class Home:
         forbidden = ", ".join(one for one in self.tries if one not in self.free)
         told = f"Forbidden to students' code, as tried on {platform.system()}: {forbidden}."
         return told + (f" NOT forbidden: {', '.join(self.free)}: no sandbox." if self.free else "")
-
-    def fork(self) -> tuple[int, socket.socket]:
-        """A new process: its number, and the line to it."""
-        line, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self.control, [b"f"], [theirs.fileno()])
-        return struct.unpack("!i", self.control.recv(4))[0], line
-
-    def reap(self) -> int:
-        """How the last one has ended, as `os.waitpid` tells."""
-        self.control.sendall(b"r")
-        return struct.unpack("!i", self.control.recv(4))[0]
 
     def close(self) -> None:
         """End the process, remove the folder."""
@@ -129,21 +114,26 @@ class Answer:
     """A student's function: called like one, it asks the process in which it lives."""
 
     def __init__(self, home: Home, notebook: str, name: str, source: str, seconds: int = 10):
-        self.home, self.__name__, self.status, self.seconds = home, name, None, seconds
-        self.pid, self.line = home.fork()
-        self.line.settimeout(2 * seconds)  # it may read nothing
-        self.until = time.monotonic() + 2 * seconds
-        send(self.line, pickle.dumps((notebook, name, source, seconds)))
+        self.home, self.__name__, self.seconds = home, name, seconds
+        self._begin(notebook, name, source)
+
+    def _begin(self, notebook: str, name: str, source: str) -> None:
+        self.status, self.why, self.asked, self.over = None, "", False, threading.Event()
+        self.line, theirs = Pipe()
+        with theirs:
+            send_handle(self.home.control, theirs.fileno(), self.home.process.pid)
+        self.pid = self.home.control.recv()
+        self.watch = threading.Thread(target=self._watch, daemon=True)
+        self.watch.start()
+        self.line.send((notebook, name, source, self.seconds))
 
     def __call__(self, *arguments: Any) -> Any:
         """Ask; whatever goes wrong over there is `Wrong`, in words."""
-        question = _Question(arguments)
+        question, self.asked = _Question(arguments), True
         try:
-            send(self.line, question.content)
-            told = json.loads(self._hear())
-            while "call" in told:
-                send(self.line, pickle.dumps(_called(question.objects, told)))
-                told = json.loads(self._hear())
+            self.line.send_bytes(question.content)
+            while "call" in (told := json.loads(self.line.recv_bytes(MOST_WORDS))):
+                self.line.send(_called(question.objects, told))
             if "error" in told:
                 where = f" in `{told['line']}`" if told["line"] else ""
                 raise Wrong(f"your code stopped with {told['error']}{where}: {told['text']}")
@@ -152,80 +142,68 @@ class Answer:
             raise Wrong(self._ended()) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise Wrong("what your code gave back is no answer that could be read.") from error
+        finally:
+            self.asked = False
         for path in question.paths:
-            if path.is_absolute():  # a check's own
-                self._fetch(path.parent)
+            if path.is_absolute():  # a check's own: what was written comes to it
+                for entry in sorted(self.home.folder.iterdir())[:8]:
+                    (path.parent / entry.name).write_bytes(plain(entry, FILE_BYTES))
         return result
 
-    def session(self, file: Path) -> "_Session":
+    def session(self, file: Path) -> SimpleNamespace:
         """For the check of `to_file`: an engine that reads the student's file elsewhere, too."""
+        content = file.read_bytes()
         self.close()
-        return _Session(Answer(self.home, "", "run_file", RUN_FILE), file)
+        self._begin("", "run_file", RUN_FILE)
+        return SimpleNamespace(
+            get_inputs=lambda: [SimpleNamespace(name="images")],
+            run=lambda _, given: [self(Path("given.onnx"), content, given["images"])],
+        )
 
     def close(self) -> None:
-        """Kill the process and what it has started; empty its folder."""
-        self.line.close()
-        for end in (os.killpg, os.kill) if self.status is None else ():
-            with suppress(OSError):
-                end(self.pid, signal.SIGKILL)
-        self.status = self.home.reap() if self.status is None else self.status
+        """End the process and what it has started; empty its folder."""
+        if self.status is None:
+            self._reap(patience=0)
         for entry in self.home.folder.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 entry.unlink()
 
-    def _hear(self) -> bytes:
-        """One message, if it comes in time, is not too long, and the folder does not overflow."""
-        found, wanted = bytearray(), 4
-        while len(found) < wanted:
-            if time.monotonic() > self.until:
-                raise Wrong(f"stopped after {2 * self.seconds} s: does it ever end?")
-            if not select.select([self.line], [], [], 0.25)[0]:
-                _weigh(self.home.folder)
-                continue
-            piece = self.line.recv(min(2**16, wanted - len(found)))
-            if not piece:
-                raise EOFError
-            found += piece
-            if len(found) == wanted == 4:
-                wanted += struct.unpack("!I", found)[0]
-                if wanted > MOST_WORDS:
-                    raise Wrong(f"more than {MOST_WORDS // 2**20} MB came back.")
-        return bytes(found[4:])
+    def _reap(self, patience: float) -> None:
+        self.over.set()
+        self.watch.join()
+        self.line.close()
+        self.home.control.send(patience)
+        self.status = self.home.control.recv()
+
+    def _watch(self) -> None:
+        """Hang up when its time is over or its folder overflows, and say why."""
+        waited = 0.0
+        while not self.why and not self.over.wait(TICK):
+            waited += TICK * self.asked  # not while the check itself computes
+            if waited - _queued(self.pid) > 2 * self.seconds:
+                self.why = f"stopped after {2 * self.seconds} s: does it ever end?"
+            elif overflows(self.home.folder, FOLDER_BYTES):
+                self.why = f"more than {FOLDER_BYTES // 2**20} MB or {MOST_ENTRIES} files."
+        if self.why:
+            with socket.fromfd(self.line.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as line:
+                line.shutdown(socket.SHUT_RDWR)
 
     def _ended(self) -> str:
-        """Why the process is no more, in words."""
-        self.status = self.home.reap()
+        """Why it says no more, in words."""
+        if not self.line.readable:
+            return f"more than {MOST_WORDS // 2**20} MB came back."
+        if self.status is None:
+            self._reap(patience=0 if self.why else 1)
+        if self.why or self.status < 0:
+            return self.why or "your code hung up, and went on."
         code = os.waitstatus_to_exitcode(self.status)
         if code in (-signal.SIGXCPU, -signal.SIGKILL):
             return f"stopped after {self.seconds} s of computing: does it ever end?"
         if code < 0:
             return f"your code crashed its process ({signal.Signals(-code).name})."
         return f"your code ended its own process (exit code {code})."
-
-    def _fetch(self, folder: Path) -> None:
-        """Copy the plain files that the student's process has written to a folder of the check."""
-        for entry in sorted(self.home.folder.iterdir())[:8]:
-            place = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            plain = S_ISREG(os.fstat(place).st_mode)
-            content = os.read(place, MOST_BYTES) if plain else b""
-            os.close(place)
-            if plain:
-                (folder / entry.name).write_bytes(content)
-
-
-class _Session:
-    """As much of ONNX Runtime's session as a check uses."""
-
-    def __init__(self, answer: Answer, file: Path):
-        self.answer, self.content = answer, file.read_bytes()
-
-    def get_inputs(self) -> list:
-        return [types.SimpleNamespace(name="images")]
-
-    def run(self, _, given: dict) -> list:
-        return [self.answer(Path("given.onnx"), self.content, given["images"])]
 
 
 class _Question(pickle.Pickler):
@@ -254,7 +232,7 @@ def _called(objects: list, told: dict) -> tuple[Any, str]:
         if told["method"] not in METHODS:
             raise ValueError(f"there is no {str(told['method'])[:40]} here")
         found = getattr(objects[told["call"]], told["method"])
-        if told["method"] == "params":
+        if not isinstance(found, Callable):
             return found, ""
         named = {key: decode(one) for key, one in told["named"].items()}
         return found(*(decode(one) for one in told["arguments"]), **named), ""
@@ -283,13 +261,8 @@ def _with_gradients(result: Any, told: dict, arguments: tuple) -> Any:
     return _Carried.apply(result.detach(), gradients, *leaves)
 
 
-def _weigh(folder: Path) -> None:
-    """See that a student's folder holds no more than it may."""
-    total = count = 0
-    for place, inside, files in os.walk(folder):
-        count += len(inside) + len(files)
-        for name in files[:MOST_ENTRIES]:
-            with suppress(OSError):
-                total += os.lstat(os.path.join(place, name)).st_size
-        if count > MOST_ENTRIES or total > limits.FOLDER_BYTES:
-            raise Wrong(f"more than {limits.FOLDER_BYTES // 2**20} MB or {MOST_ENTRIES} files.")
+def _queued(pid: int) -> float:
+    """Seconds in which a process has waited for a core, where the system tells: not its fault."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
