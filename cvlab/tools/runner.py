@@ -312,7 +312,7 @@ def _papermill(task: Task, target: Path, slot: int) -> None:
     folder = project_root() / "notebooks"  # a worker with an installed cvlab has no such folder
     papermill.execute_notebook(
         str(task.path),
-        STORED + str(target),
+        STORED + str(target.absolute()),  # papermill changes the folder before it writes
         parameters=task.parameters,
         progress_bar=bar if sys.stderr.isatty() else False,
         cwd=str(folder if folder.is_dir() else project_root()),
