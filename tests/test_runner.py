@@ -170,10 +170,12 @@ def test_only_a_passed_class_run_on_real_data_is_published(workbook, capsys):
     assert "--profile class" in capsys.readouterr().err
 
 
-def test_publishing_copies_the_executed_notebook_without_traces(workbook):
+def test_publishing_copies_the_executed_notebook_without_traces(workbook, monkeypatch):
+    """From a folder that is named from here, though a notebook runs in its own."""
     root, _ = workbook
     (root / "figures").mkdir()
-    command("run", "10", "--profile", "class", "--out", root / "out")
+    monkeypatch.chdir(root)
+    command("run", "10", "--profile", "class", "--out", "out")
     assert command("publish", root / "out") == 0
     notebook = nbformat.read(root / "notebooks" / "10_good.ipynb", as_version=4)
     assert all(c.execution_count for c in notebook.cells)
