@@ -18,7 +18,7 @@ import warnings
 
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # clang's and Intel's: sleep at once
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # gcc's: after some microseconds
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # gcc's: after some ten microseconds
 elif "OMP_WAIT_POLICY" not in os.environ:
     warnings.warn(
         "torch was imported before cvlab, so its threads spin while they wait: beside another busy "
