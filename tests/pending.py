@@ -1,6 +1,6 @@
 """Notebooks whose code is newer than what is published of them.
 
-Executed again they leave this list. What is listed must differ, so the list ends with that. Each
+Executed again they leave this list: a claim that is listed and still said is an error. Each
 names the claims that are published in words that its code no longer has; all others must still be
 said.
 """

@@ -150,7 +150,7 @@ def test_it_shows_the_sources_of_today(request, notebook):
     """A reader must not be shown code that has never computed what stands below it."""
     today = all(text.strip() == source(name).strip() for name, text in shown(notebook).items())
     assert shown(notebook)
-    assert today != (request.node.callspec.id in PENDING)
+    assert today or request.node.callspec.id in PENDING
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -211,12 +211,13 @@ def test_nbval_compares_what_is_tagged(tmp_path):
 
     Of one notebook: the others are executed above, and compared as nbval does it.
     """
-    notebook = published(NAMES[0])
+    name = next(name for name in NAMES if name not in PENDING)
+    notebook = published(name)
     (cell,) = tagged(notebook, "nbval-check-output")
     changed = deepcopy(cell)
     changed.id, changed.outputs[0].text = "changed", "✓ the first call takes long"
     notebook.cells.insert(notebook.cells.index(cell) + 1, changed)
-    nbformat.write(notebook, tmp_path / f"{NAMES[0]}.ipynb")
+    nbformat.write(notebook, tmp_path / f"{name}.ipynb")
     environment = {**os.environ, "CVLAB_PROFILE": "smoke", "CVLAB_OUT": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax"]
     command += ["--rootdir", str(tmp_path), "-c", os.devnull, str(tmp_path)]

@@ -264,5 +264,5 @@ def _with_gradients(result: Any, told: dict, arguments: tuple) -> Any:
 def _queued(pid: int) -> float:
     """Seconds in which a process has waited for a core, where the system tells: not its fault."""
     with suppress(OSError):
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+        return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="utf-8").split()[1]) / 1e9
     return 0.0
