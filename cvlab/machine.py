@@ -159,6 +159,7 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
+@cache
 def no_compiler() -> str:
     """Why `torch.compile` finds no C++ compiler here, in a line; "" where it finds one.
 

@@ -141,6 +141,14 @@ def wrong_wins(
     return float((worse > good).mean() + (worse == good).mean() / 2)
 
 
+def images_needed(p: float, gap: float) -> int:
+    """Images for each of two networks, of its own, so that `gap` is two standard errors.
+
+    `p` is their accuracy, `gap` the difference, both fractions.
+    """
+    return math.ceil(8 * p * (1 - p) / gap**2)
+
+
 def paired_drop(reference: Tensor, other: Tensor, labels: Tensor) -> tuple[float, float, float]:
     """By how much `reference` is more accurate than `other` on the same images, with 95 % interval.
 

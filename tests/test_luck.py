@@ -54,7 +54,7 @@ def test_equals_differ_by_their_seed_alone_and_see_the_same_images(drawn):
 
 
 def test_images_needed_is_where_the_gap_is_two_standard_errors():
-    n = luck.images_needed(0.5, 0.03)
+    n = metrics.images_needed(0.5, 0.03)
     error = np.sqrt(2 * 0.25 / n)
     assert 0.03 / 2 * 0.999 < error <= 0.03 / 2
 

@@ -225,7 +225,7 @@ def like_for_like(ours: Mapping[str, pd.Series], reports: pd.DataFrame) -> pd.Da
 
     `ours`: a row of ours for "fp32" and for "dynamic INT8"; `reports` with `reports_speed`.
     """
-    theirs = dict(zip(ours, ("EfficientNet-B3", "EfficientNet-B3, INT8"), strict=True))
+    theirs = {"fp32": "EfficientNet-B3", "dynamic INT8": "EfficientNet-B3, INT8"}
     times = {
         kind: reports.loc[theirs[kind], ["latency_ms", "built_mb"]].to_numpy(float)
         / row[["latency_ms", "size_mb"]].to_numpy(float)

@@ -129,10 +129,10 @@ def plot(table: pd.DataFrame, peaks: pd.DataFrame, title: str) -> Figure:
         axis.annotate(text, where, (0, 4), textcoords="offset points", ha="right", color=colour)
     slope = f"memory: {top['memory']:.0f} GB/s"
     axis.annotate(slope, (1.1, 1.1 * top["memory"]), (6, -10), textcoords="offset points")
-    networks = table["model"].str.split().str[0]
+    networks = [*table["model"].str.split().str[0].unique()]
     for name, rows in table.groupby("model", sort=False):
         colour, face = COLOURS["INT8" in name], None if "INT8" in name else "white"
-        marker = MARKERS[[*networks.unique()].index(name.split()[0])]
+        marker = MARKERS[networks.index(name.split()[0])]
         look = {"color": colour, "markerfacecolor": face or colour, "ms": 7}
         axis.plot(rows["intensity"], rows["median"], marker + ":", label=name, **look)
         for _, row in rows.iterrows():

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from cvlab.lessons.pretrained.zeroshot import told
-from cvlab.metrics import Score
+from cvlab.metrics import Score, images_needed
 
 IMAGES = 50
 RIGHT = pd.DataFrame(  # of these images; the report gives the shares
@@ -56,12 +56,6 @@ def pairs() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def images_needed(one: float, other: float) -> int:
-    """Images for each of two networks so that their difference is twice its standard error."""
-    p = (one + other) / 2
-    return math.ceil(8 * p * (1 - p) / (one - other) ** 2)
-
-
 def verdicts(costs: pd.DataFrame, recall: pd.DataFrame, normalised: pd.Series) -> pd.DataFrame:
     """What the report states, looked at again, a row each.
 
@@ -72,7 +66,8 @@ def verdicts(costs: pd.DataFrame, recall: pd.DataFrame, normalised: pd.Series) -
     """
     top1 = pairs().query("asked == 'top-1'").set_index("pair")
     alexnet = top1["p at most"].filter(like="AlexNet").max()
-    right, needed = RIGHT["top-1"] / IMAGES, "warmed up: many calls, their median and spread"
+    needed = "warmed up: many calls, their median and spread"
+    vgg, resnet = RIGHT.loc[["VGG16", "ResNet50"], "top-1"] / IMAGES
     ours = costs.loc[[name for name in RIGHT.index if name in costs.index]]
     slow, greedy, frugal = ours["ms"].idxmax(), ours["memory"].idxmax(), ours["memory"].idxmin()
     asked = recall[["dog", "cat", "horse"]].map("{:.0%}".format)
@@ -84,7 +79,7 @@ def verdicts(costs: pd.DataFrame, recall: pd.DataFrame, normalised: pd.Series) -
         ),
         "ResNet50 knows more than VGG16": (
             *(f"p at least {top1['p at least']['ResNet50 over VGG16']:.2g}", "not shown"),
-            f"{images_needed(right['VGG16'], right['ResNet50'])} images each, for a gap of two "
+            f"{images_needed((vgg + resnet) / 2, resnet - vgg)} images each, for a gap of two "
             "standard errors; fewer, if paired",
         ),
         "VGG16 takes the least memory (its table), the most (its conclusion)": (

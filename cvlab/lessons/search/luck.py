@@ -1,6 +1,5 @@
 """What the scores of 04's searches owe to luck, and what its networks reach with equal budgets."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,11 +33,6 @@ REPLAYED = {  # the winners that two reports list: points of the reports' space
         "lr": 6.1e-4,
     },
 }
-
-
-def images_needed(p: float, gap: float) -> int:
-    """Images each, of its own, from which `gap` is two standard errors of the difference."""
-    return math.ceil(8 * p * (1 - p) / gap**2)
 
 
 def equals(
