@@ -1,21 +1,17 @@
 """Measuring that can be believed: warm up, synchronise, take turns, repeat, report the spread."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import psutil
 import torch
 
-from cvlab.machine import usable_cores
 from cvlab.show import progress
 
 Call = Callable[[], object]
@@ -283,7 +279,7 @@ def _compete(pipe: Connection, contestant: Contestant) -> None:
 def context():
     """How to start processes that have torch already: forked from a server that imported it."""
     found = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    found.set_forkserver_preload(["cvlab.runtime", "cvlab.store", "cvlab.zoo"])
+    found.set_forkserver_preload(["cvlab.runtime", "cvlab.store", "cvlab.lessons.pretrained.zoo"])
     return found
 
 
@@ -291,46 +287,3 @@ def synchronise() -> None:
     """Wait until the GPU has finished, where there is one: CUDA calls return before their work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def peak_memory(tasks: Mapping[str, Callable[[], Call]]) -> pd.Series:
-    """Memory that work needs at its worst moment, each task in a fresh process: MB (10^6 bytes).
-
-    On a CPU: how far the highest resident memory of the process rises above what Python, torch and
-    one small convolution need, so it counts weights, gradients, optimizer state, activations
-    and the libraries' work space. On a GPU: the highest sum of torch's tensors there.
-
-    Args:
-        tasks: name to a picklable function (a `functools.partial` will do) that prepares the
-            work and returns a call that does it, made three times with one thread. What its
-            module imports does not count.
-    """
-    workers = min(len(tasks), usable_cores())
-    with ProcessPoolExecutor(
-        workers, context(), initializer=torch.set_num_threads, initargs=(1,), max_tasks_per_child=1
-    ) as pool:
-        peaks = list(pool.map(_peak_of, tasks.values()))
-    return pd.Series(peaks, index=list(tasks), name="MB")
-
-
-def _peak_of(prepare: Callable[[], Call]) -> float:
-    torch.nn.Conv2d(8, 8, 3)(torch.zeros(1, 8, 8, 8)).sum().backward()
-    before = _peak_resident()
-    call = prepare()
-    for _ in range(3):
-        call()
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 1e6
-    return (_peak_resident() - before) / 1e6
-
-
-def _peak_resident() -> int:
-    """The highest resident memory of this process so far, in bytes."""
-    if sys.platform == "linux":  # getrusage tells the parent's peak too: that survives exec
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

@@ -159,21 +159,6 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-@cache
-def no_compiler() -> str:
-    """Why `torch.compile` finds no C++ compiler here, in a line; "" where it finds one.
-
-    torch is asked: it takes g++ on Linux, clang++ on macOS, cl on Windows, and tries them.
-    """
-    try:
-        from torch._inductor.cpp_builder import get_cpp_compiler
-
-        get_cpp_compiler()
-    except Exception as error:  # also where it has moved to in another torch
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return ""
-
-
 def versions(packages: tuple[str, ...] = ("torch", "torchvision", "onnxruntime", "optuna")) -> str:
     """Installed versions on one line, in the order asked for."""
     from importlib.metadata import PackageNotFoundError, version

@@ -61,20 +61,6 @@ def image_grid(images: Sequence, labels: Sequence, classes: Sequence[str], title
     return figure
 
 
-def first_calls(seconds: np.ndarray, title: str) -> Figure:
-    """Milliseconds of every call in order, with the median of the second half."""
-    ms = np.asarray(seconds) * 1e3
-    steady = np.median(ms[len(ms) // 2 :])
-    figure, axis = canvas(title, size=(7.5, 3.6))
-    axis.plot(1, ms[0], "D", color=COLOURS[1], markersize=8, label=f"first call: {ms[0]:.3g} ms")
-    axis.plot(np.arange(2, len(ms) + 1), ms[1:], "o", color=COLOURS[0], markersize=4)
-    label = f"median of the second half: {steady:.3g} ms"
-    axis.axhline(steady, color=COLOURS[6], linestyle="--", linewidth=1, label=label)
-    axis.set(xlabel="call", ylabel="time of the call, ms", ylim=(0, ms.max() * 1.15))
-    axis.legend(loc="upper right")
-    return figure
-
-
 def curves(
     series: Lines, title: str, xlabel: str, ylabel: str, steps: bool = False, **axis_options
 ) -> Figure:
@@ -175,28 +161,6 @@ def bars(table: pd.DataFrame, title: str, columns: Mapping[str, str]) -> Figure:
     axes[0, 0].set_yticks(places, table.index)
     axes[0, 0].invert_yaxis()
     return figure
-
-
-def scatter(table: pd.DataFrame, x: str, y: str, colour: str, title: str) -> Figure:
-    """Two columns of a table against each other, coloured by a share in a third."""
-    figure, axis = canvas(title, size=(6.5, 4))
-    across, up = _places(axis, "x", table[x]), _places(axis, "y", table[y])
-    points = axis.scatter(across, up, c=table[colour], cmap="viridis")
-    figure.colorbar(points, label=colour, format=PERCENT)
-    axis.set(xlabel=x, ylabel=y)
-    return figure
-
-
-def _places(axis: Axes, side: str, values: pd.Series) -> np.ndarray:
-    """Where a parameter's values go: names in a row, spread a little; rates on a log scale."""
-    if not pd.api.types.is_numeric_dtype(values) or values.dtype == bool:
-        names = sorted(values.astype(str).unique())
-        getattr(axis, f"set_{side}ticks")(range(len(names)), names)
-        spread = np.random.default_rng(0).uniform(-0.15, 0.15, len(values))
-        return values.astype(str).map(names.index).to_numpy() + spread
-    if values.min() > 0 and values.max() / values.min() > 30:
-        getattr(axis, f"set_{side}scale")("log")
-    return values.to_numpy()
 
 
 def training(histories: Mapping, title: str) -> Figure:

@@ -1,18 +1,14 @@
 """Trained networks on disk: the weights with everything that is needed to use them again.
 
 A file of weights alone is not a model: one must also know the architecture, the order of the
-classes and how inputs were normalised. That a file holds all of it is proved by a process of its
-own, `python -m cvlab.store MODEL IMAGES ANSWER`.
+classes and how inputs were normalised.
 """
 
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cvlab.data import ImageData
 from cvlab.models import MODELS
@@ -38,16 +34,21 @@ class Stored:
 
 
 def save(model: nn.Module, path: Path, data: ImageData) -> Path:
-    """Write a network of `cvlab.models` or `cvlab.zoo` with what it must know of `data`.
+    """Write a network of `cvlab.models` or of 03's zoo with what it must know of `data`.
 
     The file is complete or absent; a full disk leaves an older one as it was.
 
     Raises:
+        ValueError: it is neither.
         OSError: it cannot be written; the message names the file and the reason.
     """
-    kind = type(model).__name__
+    kind = "zoo" if "name" in model.arguments else type(model).__name__
+    if kind != "zoo" and kind not in MODELS:
+        raise ValueError(
+            f"A {kind} was given; `load` can build {list(MODELS)} and the zoo's networks."
+        )
     content = {
-        "model": kind if kind in MODELS else "zoo",
+        "model": kind,
         "arguments": model.arguments,
         "weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()},
         "classes": data.classes,
@@ -79,32 +80,12 @@ def load(path: Path) -> Stored:
         content = torch.load(path, map_location="cpu", weights_only=True)
         kind, arguments, weights = map(content.pop, ("model", "arguments", "weights"))
         if kind == "zoo":
-            from cvlab import zoo  # torchvision and timm take two seconds to import
+            from cvlab.lessons.pretrained import (
+                zoo,  # torchvision and timm take two seconds to import
+            )
 
             model = zoo.build(**arguments)
         else:
             model = MODELS[kind](**arguments)
         model.load_state_dict(weights)
         return Stored(model.eval(), **content)
-
-
-def logits_in_fresh_process(path: Path, images: Tensor) -> Tensor:
-    """Logits [N, classes] of normalised `images` [N, 3, H, W], float32, by a process of its own.
-
-    Raises:
-        RuntimeError: the process failed; the message holds what it said.
-    """
-    with TemporaryDirectory() as folder:
-        given, answer = Path(folder) / "images.pt", Path(folder) / "logits.pt"
-        torch.save(images.cpu(), given)
-        command = [sys.executable, "-m", "cvlab.store", str(path), str(given), str(answer)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"The fresh process failed: {done.stderr.strip()[-800:]}")
-        return torch.load(answer, weights_only=True)
-
-
-if __name__ == "__main__":
-    path, given, answer = sys.argv[1:]
-    with torch.inference_mode():
-        torch.save(load(Path(path)).model(torch.load(given, weights_only=True)), answer)

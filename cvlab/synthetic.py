@@ -7,68 +7,18 @@ to let every notebook and test run anywhere. What is measured on it says nothing
 """
 
 import hashlib
+import tomllib
+from pathlib import Path
 
 import numpy as np
 
 SIZE = 32
 HINT = 0.4  # share of the class's own colour: as in CIFAR, colour alone tells a little
 
-# kind, centre x, centre y, half width, half height, angle in degrees; the frame is -1..1, y down
-PARTS = {
-    "airplane": [("ellipse", 0, 0, 0.85, 0.14, 0), ("box", 0, 0, 0.16, 0.75, 20)],
-    "automobile": [
-        ("box", 0, 0.1, 0.8, 0.22, 0),
-        ("ellipse", 0, -0.12, 0.42, 0.3, 0),
-        ("ellipse", -0.45, 0.35, 0.2, 0.2, 0),
-        ("ellipse", 0.45, 0.35, 0.2, 0.2, 0),
-    ],
-    "bird": [
-        ("ellipse", 0, 0.1, 0.5, 0.28, -20),
-        ("ellipse", 0.5, -0.25, 0.2, 0.2, 0),
-        ("box", -0.6, 0.3, 0.3, 0.08, -20),
-    ],
-    "cat": [
-        ("ellipse", 0, 0.1, 0.5, 0.45, 0),
-        ("diamond", -0.35, -0.4, 0.2, 0.32, -15),
-        ("diamond", 0.35, -0.4, 0.2, 0.32, 15),
-    ],
-    "deer": [
-        ("ellipse", 0, 0, 0.5, 0.24, 0),
-        ("box", -0.3, 0.5, 0.07, 0.4, 0),
-        ("box", 0.3, 0.5, 0.07, 0.4, 0),
-        ("box", 0.55, -0.5, 0.06, 0.45, 25),
-    ],
-    "dog": [
-        ("ellipse", 0, 0, 0.5, 0.42, 0),
-        ("ellipse", -0.5, 0.15, 0.16, 0.42, 10),
-        ("ellipse", 0.5, 0.15, 0.16, 0.42, -10),
-    ],
-    "frog": [
-        ("ellipse", 0, 0.2, 0.65, 0.4, 0),
-        ("ellipse", -0.38, -0.25, 0.2, 0.2, 0),
-        ("ellipse", 0.38, -0.25, 0.2, 0.2, 0),
-    ],
-    "horse": [
-        ("ellipse", -0.1, 0, 0.55, 0.24, 0),
-        ("box", -0.4, 0.5, 0.08, 0.4, 0),
-        ("box", 0.2, 0.5, 0.08, 0.4, 0),
-        ("ellipse", 0.55, -0.4, 0.18, 0.45, 30),
-    ],
-    "ship": [
-        ("diamond", 0, 0.4, 0.9, 0.3, 0),
-        ("box", 0, -0.05, 0.3, 0.2, 0),
-        ("box", 0.05, -0.5, 0.06, 0.4, 0),
-    ],
-    "truck": [
-        ("box", -0.2, -0.05, 0.55, 0.4, 0),
-        ("box", 0.58, 0.12, 0.22, 0.24, 0),
-        ("ellipse", -0.45, 0.48, 0.18, 0.18, 0),
-        ("ellipse", 0.45, 0.48, 0.18, 0.18, 0),
-    ],
-}
+PARTS = tomllib.loads(Path(__file__).with_name("drawings.toml").read_text(encoding="utf-8"))
 
 
-def parts_of(class_name: str) -> list[tuple]:
+def parts_of(class_name: str) -> list[list]:
     """The drawing of a class: `PARTS`, or for any other name one that its letters decide."""
     if class_name in PARTS:
         return PARTS[class_name]
@@ -77,7 +27,7 @@ def parts_of(class_name: str) -> list[tuple]:
     centres = rng.uniform(-0.5, 0.5, (len(kinds), 2))
     sizes = rng.uniform(0.1, 0.6, (len(kinds), 2))
     angles = rng.uniform(-45, 45, len(kinds))
-    return [(k, *c, *s, a) for k, c, s, a in zip(kinds, centres, sizes, angles, strict=True)]
+    return [[k, *c, *s, a] for k, c, s, a in zip(kinds, centres, sizes, angles, strict=True)]
 
 
 def _name_rng(class_name: str) -> np.random.Generator:
@@ -130,7 +80,7 @@ def _part(kind: str, x: np.ndarray, y: np.ndarray, softness: np.ndarray) -> np.n
     return np.clip((1 - distance) / softness + 0.5, 0, 1)
 
 
-def _drawing(rng, n: int, parts: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
+def _drawing(rng, n: int, parts: list[list]) -> tuple[np.ndarray, np.ndarray]:
     """Masks and shading [n, 32, 32] of one class in n random poses."""
 
     def vary(low: float, high: float) -> np.ndarray:

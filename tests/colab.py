@@ -23,7 +23,7 @@ from pathlib import Path
 import nbformat
 from packaging.version import Version
 
-from cvlab import records
+from cvlab.tools import executed
 from cvlab.tools.address import CELL
 
 TESTS = Path(__file__).resolve().parent
@@ -196,7 +196,7 @@ def prove_notebook(python: Path, folder: Path, name: str) -> None:
             break
         print(f"  {name}, once more: {said[0]}")
     expect(done.returncode == 0, f"{name}: {done.stderr.strip()[-3000:]}")
-    result = records.read(target)
+    result = executed.read(target)
     told = f"{name}: {result.held} of {len(result.claims)} claims hold"
     expect(result.claims and result.held == len(result.claims), told)
     print(f"  {told}, {time.perf_counter() - began:.0f} s")

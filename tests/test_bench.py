@@ -19,11 +19,11 @@ from cvlab.bench import (
     ContestantFailed,
     UnfairComparison,
     compare,
-    peak_memory,
     race,
     summary,
     time_calls,
 )
+from cvlab.lessons.environment import peak_memory
 from cvlab.machine import usable_cores
 
 pytestmark = pytest.mark.alone  # it takes times

@@ -12,8 +12,8 @@ import torch
 from pending import PENDING
 
 from cvlab.exercises import judge
-from cvlab.records import stored_in
 from cvlab.run import start
+from cvlab.tools.executed import stored_in
 
 NOTEBOOKS = {
     path.stem: nbformat.read(path, as_version=4)

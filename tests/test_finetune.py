@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import cvlab
-from cvlab import store, train, zoo
-from cvlab.lessons.pretrained import finetune
+from cvlab import store, train
+from cvlab.lessons.pretrained import finetune, zoo
 from cvlab.train import CheckpointError, predict
 
 LITE = "tf_efficientnet_lite0"

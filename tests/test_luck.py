@@ -108,7 +108,7 @@ def test_on_the_same_images_the_wrong_one_wins_as_the_paired_formula_says():
     """Only images on which the two differ count: the fewer, the surer is the comparison."""
     error = np.sqrt((0.2 - 0.03**2) / 320)
     expected = NormalDist().cdf(-0.03 / error)
-    assert metrics.wrong_wins(0.5, 0.03, 320, disagree=0.2) == pytest.approx(expected, abs=0.01)
-    chances = [metrics.wrong_wins(0.5, 0.03, 320, disagree=d) for d in (0.05, 0.2, None)]
+    assert luck.wrong_wins(0.5, 0.03, 320, disagree=0.2) == pytest.approx(expected, abs=0.01)
+    chances = [luck.wrong_wins(0.5, 0.03, 320, disagree=d) for d in (0.05, 0.2, None)]
     assert chances == sorted(chances)
-    assert metrics.wrong_wins(0.5, 0.03, 320, disagree=0.0) == 0  # it differs where it is behind
+    assert luck.wrong_wins(0.5, 0.03, 320, disagree=0.0) == 0  # it differs where it is behind

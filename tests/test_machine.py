@@ -130,7 +130,7 @@ def test_a_containers_quota_counts(monkeypatch, tmp_path, file, content, expecte
 def test_why_torch_compile_cannot_work_is_said(there, tmp_path):
     """A row that is missing without a reason would be taken for a result."""
     values = os.environ | ({} if there else {"PATH": str(tmp_path)})
-    code = "from cvlab.machine import no_compiler; print(no_compiler())"
+    code = "from cvlab.lessons.engines.calls import no_compiler; print(no_compiler())"
     done = subprocess.run([sys.executable, "-c", code], env=values, capture_output=True, text=True)
     assert ("compiler" in done.stdout.lower()) != there, done
 

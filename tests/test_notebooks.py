@@ -17,10 +17,9 @@ import nbformat
 import pytest
 from pending import PENDING
 
-from cvlab import records
 from cvlab.profiles import profiles
 from cvlab.records import STAND_IN_LABEL
-from cvlab.tools import runner
+from cvlab.tools import executed, runner
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -100,7 +99,7 @@ def test_it_is_published_executed_in_order_on_real_data(request, notebook):
         assert counts == sorted(counts)
     else:
         assert counts == list(range(1, len(counts) + 1))
-    stored = records.stored_in(notebook)
+    stored = executed.stored_in(notebook)
     assert stored
     assert all(r["holds"] for r in stored if "claim" in r)
     values = [r for r in stored if "name" in r]
@@ -193,16 +192,16 @@ def test_a_smoke_run_concludes_what_is_published(name, tmp_path):
     (result,) = runner.execute(runner.Plan([name]), tmp_path)
     assert result.status == "passed", result.error
     assert result.held == len(result.claims) >= 3
-    executed = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
-    said, before = (concluded(one).splitlines() for one in (executed, published(name)))
+    made = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
+    said, before = (concluded(one).splitlines() for one in (made, published(name)))
     if name in PENDING:
         gone = {f"✓ {claim}" for claim in PENDING[name]}
         assert set(before) - gone <= set(said)
         assert gone <= set(before) - set(said)
     else:
         assert before == said
-    assert concluded(executed).count("✓") == len(result.claims)
-    assert out_of_band(name, records.stored_in(executed)) == []
+    assert concluded(made).count("✓") == len(result.claims)
+    assert out_of_band(name, executed.stored_in(made)) == []
 
 
 @pytest.mark.timeout(0)

@@ -18,8 +18,9 @@ from PIL import Image
 
 from cvlab.machine import hardware
 from cvlab.profiles import ParameterError
-from cvlab.records import MIME, STAND_IN_LABEL, Executed
+from cvlab.records import MIME, STAND_IN_LABEL
 from cvlab.tools import cli, pages, report, runner
+from cvlab.tools.executed import Executed
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,9 +13,8 @@ import nbformat
 import pytest
 
 import cvlab
-from cvlab import records
 from cvlab.profiles import ParameterError
-from cvlab.tools import cli, doctor, runner
+from cvlab.tools import cli, doctor, executed, runner
 
 
 def command(*arguments):
@@ -65,7 +64,7 @@ def test_no_letter_costs_a_result(workbook, console):
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert b"1/1" in done.stdout
     assert b"Report: " in done.stdout
-    assert records.read(out / "10_good.ipynb").status == "passed"
+    assert executed.read(out / "10_good.ipynb").status == "passed"
     assert (out / "index.html").stat().st_size > 1000
 
 
@@ -108,13 +107,13 @@ def test_a_parameter_reaches_the_notebooks_that_have_it(workbook):
     command("run", "10", "12", "-p", "N", "7", "--out", root / "out")
     notebook = nbformat.read(root / "out" / "10_good.ipynb", as_version=4)
     assert "7\n" in [o.get("text") for c in notebook.cells for o in c.get("outputs", [])]
-    assert records.read(root / "out" / "12_last.ipynb").status == "passed"
+    assert executed.read(root / "out" / "12_last.ipynb").status == "passed"
 
 
 @pytest.mark.parametrize(("machines", "warned"), [("CC", False), ("CD", True)])
 def test_a_run_on_several_machines_says_so(workbook, monkeypatch, capsys, machines, warned):
     """A cluster's workers, or one resumed elsewhere: the table puts their times side by side."""
-    ran = [records.Executed(str(i), records=[{"device": d}]) for i, d in enumerate(machines)]
+    ran = [executed.Executed(str(i), records=[{"device": d}]) for i, d in enumerate(machines)]
     monkeypatch.setattr(runner, "execute", lambda *given, **how: ran)
     command("run", "10", "--out", workbook[0] / "out")
     assert ("on 2 machines, whose times do not compare: C; D." in capsys.readouterr().out) == warned
@@ -124,10 +123,10 @@ def test_half_a_notebook_has_not_finished(workbook):
     root, _ = workbook
     command("run", "10", "--out", root / "out")
     path = root / "out" / "10_good.ipynb"
-    assert records.read(path).status == "passed"
+    assert executed.read(path).status == "passed"
     path.write_text(path.read_text(encoding="utf-8")[:300])
-    assert records.read(path).status == "not run"
-    assert records.read(path).damage
+    assert executed.read(path).status == "not run"
+    assert executed.read(path).damage
 
 
 def test_a_dead_kernel_is_a_failure_of_that_notebook_only(workbook):

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from cvlab import store
+from cvlab.lessons import pooling
+from cvlab.lessons.search.networks import FlatCNN
 from cvlab.models import LeNet, PoolingNet, SmallCNN
 from cvlab.train import CheckpointError
 
@@ -21,7 +23,7 @@ def test_a_fresh_process_gives_the_same_logits_from_the_file_alone(saved):
     images = torch.randn(5, 3, 32, 32)
     with torch.inference_mode():
         here = model(images)
-    assert torch.allclose(store.logits_in_fresh_process(path, images), here, atol=1e-6)
+    assert torch.allclose(pooling.logits_in_fresh_process(path, images), here, atol=1e-6)
 
 
 @pytest.mark.parametrize("model", [LeNet(4), SmallCNN(4), PoolingNet(4, "stride", 32)])
@@ -33,6 +35,12 @@ def test_every_network_comes_back_as_it_was(drawn, tmp_path, model):
         assert torch.equal(back.model(images), model.eval()(images))
     assert back.classes == drawn.classes
     assert back.mean == list(drawn.mean)
+
+
+def test_a_network_that_could_not_be_read_back_is_not_written(drawn, tmp_path):
+    with pytest.raises(ValueError, match="FlatCNN"):
+        store.save(FlatCNN(10, 3, [8], [0.2]), tmp_path / "net.pt", drawn)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_or_damaged_file_is_named_with_the_cure(saved, tmp_path):
@@ -47,7 +55,7 @@ def test_a_missing_or_damaged_file_is_named_with_the_cure(saved, tmp_path):
     with pytest.raises(CheckpointError, match="not written by"):
         store.load(path)
     with pytest.raises(RuntimeError, match=r"net\.pt"):
-        store.logits_in_fresh_process(path, torch.zeros(1, 3, 32, 32))
+        pooling.logits_in_fresh_process(path, torch.zeros(1, 3, 32, 32))
 
 
 def test_a_full_disk_leaves_the_older_file_and_says_what_to_do(saved, drawn, monkeypatch):

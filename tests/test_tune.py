@@ -10,8 +10,7 @@ import pytest
 import torch
 from optuna.trial import FixedTrial, TrialState
 
-from cvlab import metrics
-from cvlab.lessons.search import figures, studies, tune
+from cvlab.lessons.search import figures, luck, studies, tune
 from cvlab.lessons.search.studies import StudyError, new_study
 from cvlab.train import History, TrainingDiverged
 
@@ -200,8 +199,8 @@ def test_trials_that_were_measured_otherwise_are_not_mixed(objective):
 def test_how_often_the_wrong_one_wins():
     error = np.sqrt((0.5 * 0.5 + 0.4 * 0.6) / 100)
     expected = NormalDist().cdf(-0.1 / error)
-    assert metrics.wrong_wins(0.5, 0.1, 100) == pytest.approx(expected, abs=0.01)
-    assert metrics.wrong_wins(0.5, 0.0, 32) == pytest.approx(0.5, abs=0.01)
+    assert luck.wrong_wins(0.5, 0.1, 100) == pytest.approx(expected, abs=0.01)
+    assert luck.wrong_wins(0.5, 0.0, 32) == pytest.approx(0.5, abs=0.01)
 
 
 def test_unknown_samplers_are_refused_with_the_choices():

@@ -9,7 +9,10 @@ ROOT = Path(__file__).parent.parent
 LESSONS = ["environment", "optimizers", "pooling", "pretrained", "search", "engines", "int8"]
 LESSONS += ["capstone"]  # in the notebooks' order
 MODULES = [p.relative_to(ROOT) for p in sorted((ROOT / "cvlab").rglob("*.py"))]
-CALLED = ("cvlab.run", "cvlab.exercises.judge")  # reached by `Run.check` when it is called
+CALLED = {  # reached when they are called: by `Run.check`, and for a file of a network of the zoo
+    ("cvlab.run", "cvlab.exercises.judge"),
+    ("cvlab.store", "cvlab.lessons.pretrained.zoo"),
+}
 
 
 def height(name: str) -> tuple[int, int]:
@@ -49,4 +52,12 @@ def test_imports_go_down(path):
         here, there = height(module), height(name)
         lesson_uses_exercise = (here[0], there[0]) == (2, 1)
         down = there <= here and not lesson_uses_exercise
-        assert down or (module, name) == CALLED, f"{module} imports {name}"
+        assert down or (module, name) in CALLED, f"{module} imports {name}"
+
+
+def test_the_kit_stays_small():
+    """What a student meets first: whatever one lesson alone uses belongs into its room."""
+    kit = [ROOT / path for path in MODULES if len(path.parts) == 2]
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in kit)
+    assert len(kit) <= 20
+    assert lines <= 3600

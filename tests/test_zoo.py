@@ -14,10 +14,10 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from cvlab import metrics, zoo
+from cvlab import metrics
 from cvlab.data import Split, load
 from cvlab.lessons.int8 import qat
-from cvlab.lessons.pretrained import cost, referee, zeroshot
+from cvlab.lessons.pretrained import cost, referee, zeroshot, zoo
 from cvlab.train import CheckpointError
 
 LITE = "tf_efficientnet_lite0"

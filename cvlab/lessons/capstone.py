@@ -17,10 +17,11 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from optuna.trial import FixedTrial
 from torch import nn
 
-from cvlab import export, runtime, zoo
+from cvlab import export, runtime
 from cvlab.data import ImageData
 from cvlab.lessons.engines import calls
 from cvlab.lessons.int8.ladder import comparison, megabytes
+from cvlab.lessons.pretrained import zoo
 from cvlab.lessons.search import tune
 from cvlab.metrics import paired_drop
 from cvlab.models import MODELS

@@ -1,5 +1,8 @@
-"""00: how fast images are fed, and what the data look like."""
+"""00: how fast images are fed, what a machine and a task take, and what the data look like."""
 
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,15 +11,16 @@ import ipywidgets as widgets
 import numpy as np
 import onnx
 import pandas as pd
+import psutil
 import torch
 from matplotlib.figure import Figure
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.data import DataLoader, Dataset
 
 from cvlab import runtime
-from cvlab.bench import Call, compare
+from cvlab.bench import Call, compare, context
 from cvlab.data import ImageData, Split
-from cvlab.machine import hardware, import_torchvision
+from cvlab.machine import hardware, import_torchvision, usable_cores
 from cvlab.plots import COLOURS, canvas
 from cvlab.show import interactive
 
@@ -190,3 +194,60 @@ def explore(data: ImageData) -> widgets.Widget:
         return figure
 
     return interactive(draw, {"name": name, "page": page})
+
+
+def first_calls(seconds: np.ndarray, title: str) -> Figure:
+    """Milliseconds of every call in order, with the median of the second half."""
+    ms = np.asarray(seconds) * 1e3
+    steady = np.median(ms[len(ms) // 2 :])
+    figure, axis = canvas(title, size=(7.5, 3.6))
+    axis.plot(1, ms[0], "D", color=COLOURS[1], markersize=8, label=f"first call: {ms[0]:.3g} ms")
+    axis.plot(np.arange(2, len(ms) + 1), ms[1:], "o", color=COLOURS[0], markersize=4)
+    label = f"median of the second half: {steady:.3g} ms"
+    axis.axhline(steady, color=COLOURS[6], linestyle="--", linewidth=1, label=label)
+    axis.set(xlabel="call", ylabel="time of the call, ms", ylim=(0, ms.max() * 1.15))
+    axis.legend(loc="upper right")
+    return figure
+
+
+def peak_memory(tasks: Mapping[str, Callable[[], Call]]) -> pd.Series:
+    """Memory that work needs at its worst moment, each task in a fresh process: MB (10^6 bytes).
+
+    On a CPU: how far the highest resident memory of the process rises above what Python, torch and
+    one small convolution need, so it counts weights, gradients, optimizer state, activations
+    and the libraries' work space. On a GPU: the highest sum of torch's tensors there.
+
+    Args:
+        tasks: name to a picklable function (a `functools.partial` will do) that prepares the
+            work and returns a call that does it, made three times with one thread. What its
+            module imports does not count.
+    """
+    workers = min(len(tasks), usable_cores())
+    with ProcessPoolExecutor(
+        workers, context(), initializer=torch.set_num_threads, initargs=(1,), max_tasks_per_child=1
+    ) as pool:
+        peaks = list(pool.map(_peak_of, tasks.values()))
+    return pd.Series(peaks, index=list(tasks), name="MB")
+
+
+def _peak_of(prepare: Callable[[], Call]) -> float:
+    torch.nn.Conv2d(8, 8, 3)(torch.zeros(1, 8, 8, 8)).sum().backward()
+    before = _peak_resident()
+    call = prepare()
+    for _ in range(3):
+        call()
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e6
+    return (_peak_resident() - before) / 1e6
+
+
+def _peak_resident() -> int:
+    """The highest resident memory of this process so far, in bytes."""
+    if sys.platform == "linux":  # getrusage tells the parent's peak too: that survives exec
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

@@ -1,8 +1,12 @@
 """The pooling experiment: one network, four ways to halve the image, judged in every respect."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -13,8 +17,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvlab.bench import compare, peak_memory
+from cvlab.bench import compare
 from cvlab.data import ImageData, Split
+from cvlab.lessons.environment import peak_memory
 from cvlab.metrics import over_seeds, paired_means, score
 from cvlab.models import POOLINGS, BlurPool, PoolingNet, summary
 from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, canvas, footnote, heat_map
@@ -26,6 +31,15 @@ EVAL_BATCH = 250
 TIMED_ROUNDS = 10
 MEMORY_BATCH = 128
 DISTANCES = (1, 2, 3, 4)
+FRESH = """
+import sys
+from pathlib import Path
+import torch
+from cvlab import store
+path, given, answer = map(Path, sys.argv[1:])
+with torch.inference_mode():
+    torch.save(store.load(path).model(torch.load(given, weights_only=True)), answer)
+"""
 READS = {"stride": 0, "max": 4, "avg": 4, "blur": 20}  # numbers that pooling reads for each result
 
 
@@ -165,8 +179,8 @@ def costs(poolings: Sequence[str], classes: int, width: int, device) -> pd.DataF
 
     Returns:
         `parameters`; `MACs`, multiply-accumulate operations for one image, one for each number
-        that pooling reads included; `training_MB`, see `cvlab.bench.peak_memory`, of a forward
-        and backward pass of 128 images; `ms` of such a pass, timed in turns, `p10` to `p90`.
+        that pooling reads included; `training_MB`, the peak memory of a forward and backward
+        pass of 128 images; `ms` of such a pass, timed in turns, `p10` to `p90`.
     """
     tasks = {
         kind: partial(forward_backward, kind, classes, width, str(device)) for kind in poolings
@@ -290,3 +304,19 @@ def explore(models: Mapping[str, torch.nn.Module], data: ImageData, first: int) 
         return plot_answers(picture, table, title)
 
     return interactive(draw, {"image": image, **sliders})
+
+
+def logits_in_fresh_process(path: Path, images: Tensor) -> Tensor:
+    """Logits [N, classes] of normalised `images` [N, 3, H, W], float32, by a process of its own.
+
+    Raises:
+        RuntimeError: the process failed; the message holds what it said.
+    """
+    with TemporaryDirectory() as folder:
+        given, answer = Path(folder) / "images.pt", Path(folder) / "logits.pt"
+        torch.save(images.cpu(), given)
+        command = [sys.executable, "-c", FRESH, *map(str, (path, given, answer))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"The fresh process failed: {done.stderr.strip()[-800:]}")
+        return torch.load(answer, weights_only=True)

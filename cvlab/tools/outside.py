@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from cvlab import runtime
 from cvlab.data import ImageData
+from cvlab.lessons.pretrained.zoo import timm
 from cvlab.paths import project_root, replace_atomically
 from cvlab.train import Training, fit
-from cvlab.zoo import timm
 
 
 class Residual(nn.Module):

@@ -15,7 +15,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_stati
 from torch import Tensor
 from torch.nn import functional as F
 
-from cvlab import export, records, runtime, store
+from cvlab import export, runtime, store
 from cvlab.bench import DISTURBED, Contestant, compare, race
 from cvlab.data import ImageData
 from cvlab.lessons.engines import calls
@@ -27,7 +27,7 @@ from cvlab.lessons.pretrained import finetune
 from cvlab.models import SmallCNN
 from cvlab.run import start
 from cvlab.show import each
-from cvlab.tools import outside, quantize
+from cvlab.tools import executed, outside, quantize
 from cvlab.tools.examine import examine, whole
 from cvlab.train import Training, evaluate, fit
 
@@ -221,7 +221,7 @@ def smoke_run() -> pd.DataFrame:
         if subprocess.run(command).returncode:
             raise RuntimeError("The smoke run did not pass, so its time says nothing; see above.")
         seconds = time.perf_counter() - began
-        found = [records.read(path) for path in sorted(Path(folder).glob("*.ipynb"))]
+        found = [executed.read(path) for path in sorted(Path(folder).glob("*.ipynb"))]
     rows = {one.name: {"seconds": one.seconds, "claims": one.held} for one in found}
     rows["all"] = {"seconds": seconds, "claims": sum(one.held for one in found)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("notebook")

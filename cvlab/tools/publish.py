@@ -5,9 +5,10 @@ from pathlib import Path
 
 import nbformat
 
-from cvlab import records
 from cvlab.paths import as_json, project_root, store_text
 from cvlab.profiles import ParameterError
+from cvlab.records import STAND_IN_LABEL
+from cvlab.tools import executed
 from cvlab.tools.runner import Plan, notebook_paths, read_plan
 
 
@@ -26,12 +27,12 @@ def publish(out: Path) -> list[str]:
             "Only a run with --profile class and no -p, or a full one, is published."
         )
     for name in plan.notebooks:
-        executed = records.read(out / f"{name}.ipynb")
-        if executed.status != "passed":
+        found = executed.read(out / f"{name}.ipynb")
+        if found.status != "passed":
             raise ParameterError(f"{name} did not pass in {out}; nothing was published.")
-        contents[name] = executed.content
-        stored = records.stored_in(executed.content)
-        if any(entry.get("source") == records.STAND_IN_LABEL for entry in stored):
+        contents[name] = found.content
+        stored = executed.stored_in(found.content)
+        if any(entry.get("source") == STAND_IN_LABEL for entry in stored):
             raise ParameterError(f"{name} ran on the stand-in, which is never published.")
     for name, content in contents.items():
         if plan.profile == "full":
@@ -53,5 +54,5 @@ def _copy_page(name: str, out: Path, notebook: nbformat.NotebookNode) -> None:
 
 def _store_records(name: str, plan: Plan, notebook: nbformat.NotebookNode) -> None:
     given = {k: v for k, v in plan.parameters.items() if k != "STORAGE"}  # may hold a password
-    content = {"notebook": name, "parameters": given, "records": records.stored_in(notebook)}
+    content = {"notebook": name, "parameters": given, "records": executed.stored_in(notebook)}
     store_text(as_json(content), project_root() / "data" / "results" / f"{name}_full.json")

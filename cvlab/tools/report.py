@@ -20,8 +20,9 @@ from markupsafe import Markup
 
 from cvlab.paths import replace_atomically
 from cvlab.profiles import ParameterError
-from cvlab.records import OUTCOMES, STAND_IN_LABEL, Number, devices, digits, distinct, number
+from cvlab.records import OUTCOMES, STAND_IN_LABEL, Number, digits, number
 from cvlab.tools import changes, pages, run_folder
+from cvlab.tools.executed import devices, distinct
 from cvlab.tools.run_folder import Folder, duration
 
 MEASURED = ("n", "p10", "p90")  # tags that say how well a number is known, not what it is of

@@ -15,7 +15,8 @@ from typing import Any
 import nbformat
 
 from cvlab.paths import as_json, project_root, store_text
-from cvlab.records import OWN_TIME, devices, digits, in_words, is_number, stored_in
+from cvlab.records import OWN_TIME, digits, in_words, is_number
+from cvlab.tools.executed import devices, stored_in
 from cvlab.tools.runner import notebook_paths
 
 

@@ -11,10 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cvlab import records
 from cvlab.profiles import ParameterError
-from cvlab.records import STATES, Executed, distinct
-from cvlab.tools import pages
+from cvlab.tools import executed, pages
+from cvlab.tools.executed import STATES, Executed, distinct
 
 HINT = "Give the folder of a run, made by `python -m cvlab run --out DIR`."
 PASSWORD = re.compile(r"(://[^\s/:@\"'\\]*:)[^\s/@\"'\\]+@")  # of a database, in STORAGE
@@ -56,7 +55,7 @@ class Folder:
     @property
     def devices(self) -> list[str]:
         """Machines that its numbers were measured on; several for one run on a cluster."""
-        return records.devices(r for n in self.notebooks.values() for r in n.records)
+        return executed.devices(r for n in self.notebooks.values() for r in n.records)
 
     @property
     def sources(self) -> list[str]:
@@ -117,7 +116,7 @@ def read(folder: Path) -> Folder:
     for name in names:
         paths = [folder / f"{name}{ending}.ipynb" for ending in STATES]
         path = next((path for path in paths if path.is_file()), paths[0])
-        notebook = notebooks[name] = records.read(path, hide=_without_passwords)
+        notebook = notebooks[name] = executed.read(path, hide=_without_passwords)
         try:
             cells[name] = list(pages.cells(notebook.content, names)) if notebook.content else []
         except Exception as error:  # hostile: the others are reported

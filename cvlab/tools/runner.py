@@ -21,11 +21,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from cvlab import records, sources
+from cvlab import sources
 from cvlab.machine import hardware, usable_cores, versions
 from cvlab.paths import as_json, data_folder, project_root, store_text
 from cvlab.profiles import ParameterError, check_parameters, profiles
-from cvlab.records import NOT_RUN, STATES, Executed
+from cvlab.tools import executed
+from cvlab.tools.executed import NOT_RUN, STATES, Executed
 
 STORED = "cvlab:"  # in papermill's eyes a kind of address, for which we do the writing
 CELL_SECONDS = {"smoke": 600, "class": 3600, "full": None}  # a hung cell must not cost a night
@@ -118,7 +119,7 @@ def _look_up(key: str, value: Any, limit: Any) -> None:
         return
     try:
         if limit == "networks":
-            from cvlab import zoo  # torchvision and timm take seconds to import
+            from cvlab.lessons.pretrained import zoo  # torchvision and timm take seconds to import
 
             zoo.check_names(value)
         elif limit == "storage":
@@ -165,7 +166,7 @@ def execute(
             why = str(error) or "interrupted"
             print(f"\nStopped: {why}. What has finished is kept; use --resume.")
             for name in (name for name in todo if results[name].status == NOT_RUN):
-                results[name] = records.read(out / f"{name}.ipynb")  # finished, but not yet told
+                results[name] = executed.read(out / f"{name}.ipynb")  # finished, but not yet told
     return list(results.values())
 
 
@@ -184,7 +185,7 @@ def _begin(plan: Plan, out: Path, resume: bool) -> dict[str, Executed]:
     store_text(as_json(stored), out / "run.json")
     results = {name: Executed(name) for name in plan.notebooks}
     for name in plan.notebooks if resume else ():
-        results[name] = records.read(out / f"{name}.ipynb")
+        results[name] = executed.read(out / f"{name}.ipynb")
         if results[name].status == "passed":
             print(f"{name}: finished earlier, kept")
     return results
@@ -267,7 +268,7 @@ def execute_one(task: Task, slot: int = 0) -> Executed:
         error, target = f"{kind}: {getattr(problem, 'evalue', problem)}", failed
     if running.exists():
         running.replace(target)
-    result = records.read(target)
+    result = executed.read(target)
     if error:  # a kernel that died may have left no file
         result.status, result.error = "failed", error
     result.seconds = time.perf_counter() - began

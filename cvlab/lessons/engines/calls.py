@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import nn
 from cvlab import runtime, store
 from cvlab.bench import Call, Contestant, race
 from cvlab.export import fold
-from cvlab.machine import hardware, no_compiler
+from cvlab.machine import hardware
 from cvlab.train import autocast
 
 COLUMNS = {  # what a race measures, as tables of models say it
@@ -113,7 +113,7 @@ def network(
     """A stored network, its weights in `layout`; sets PyTorch's threads in this process, for good.
 
     Ask for the layout: a convolution works channels_last if only its weights lie so, and those
-    of `cvlab.zoo` do.
+    of `cvlab.lessons.pretrained.zoo` do.
     """
     torch.set_num_threads(threads)
     return store.load(net).model.to(device, memory_format=getattr(torch, layout))
@@ -206,3 +206,18 @@ def openvino_model(model: Path, threads: int, precision: str = "f32"):
 
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
     return Core().compile_model(str(model), "CPU", options | {"PERFORMANCE_HINT": "LATENCY"})
+
+
+@cache
+def no_compiler() -> str:
+    """Why `torch.compile` finds no C++ compiler here, in a line; "" where it finds one.
+
+    torch is asked: it takes g++ on Linux, clang++ on macOS, cl on Windows, and tries them.
+    """
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()
+    except Exception as error:  # also where it has moved to in another torch
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return ""

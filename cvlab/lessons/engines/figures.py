@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from cvlab import plots
 from cvlab.bench import time_calls
+from cvlab.lessons import environment
 from cvlab.lessons.engines import calls
 from cvlab.machine import usable_cores
 from cvlab.plots import COLOURS, canvas
@@ -79,6 +79,6 @@ def explore(model: Path, images: np.ndarray) -> widgets.Widget:
         seconds = time_calls(calls.onnx(model, feed, threads), 30)
         steady = np.median(seconds[15:])
         title = f"{steady * 1e3:.3g} ms for a batch of {batch}: {batch / steady:,.0f} images/s"
-        return plots.first_calls(seconds, title)
+        return environment.first_calls(seconds, title)
 
     return interactive(draw, {"batch": batch, "threads": threads})

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cvlab import export
-from cvlab.zoo import timm
+from cvlab.lessons.pretrained.zoo import timm
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
 CUTTING = (nn.ReLU, nn.ReLU6)  # clipping does their work: they cost nothing in INT8

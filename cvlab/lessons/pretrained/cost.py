@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from cvlab import bench
-from cvlab.zoo import build, card, models
+from cvlab.lessons import environment
+from cvlab.lessons.pretrained.zoo import build, card, models
 
 
 def recipes(names: Sequence[str]) -> pd.DataFrame:
@@ -80,9 +81,9 @@ def build_and_call(name: str, batch: int, device: str) -> Callable[[], None]:
 
 
 def memory(names: Sequence[str], device: torch.device) -> pd.Series:
-    """Peak memory of one image, MB by title, each in a fresh process: `bench.peak_memory`."""
+    """Peak memory of one image, MB by title, each in a fresh process: `environment.peak_memory`."""
     tasks = {card(name).title: partial(build_and_call, name, 1, str(device)) for name in names}
-    return bench.peak_memory(tasks)
+    return environment.peak_memory(tasks)
 
 
 def throughput(

@@ -9,9 +9,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from cvlab import zoo
 from cvlab.data import ImageData
-from cvlab.lessons.pretrained import zeroshot
+from cvlab.lessons.pretrained import zeroshot, zoo
 from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, bars, canvas, footnote, pictures
 from cvlab.show import interactive
 from cvlab.train import predict

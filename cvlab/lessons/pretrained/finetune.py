@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvlab import store, zoo
+from cvlab import store
 from cvlab.data import Batches, ImageData, load
+from cvlab.lessons.pretrained import zoo
 from cvlab.paths import project_root
 from cvlab.profiles import profiles
 from cvlab.run import Run

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from cvlab.data import ImageData, Split
+from cvlab.lessons.pretrained.zoo import card
 from cvlab.metrics import Score, paired_drop
-from cvlab.zoo import card
 
 PROXY = "deer"
 RULES = ("sum", "mean", "max")

@@ -7,11 +7,11 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from optuna.visualization import matplotlib as optuna_plots
 
-from cvlab import plots
 from cvlab.plots import COLOURS, PERCENT, canvas, set_title
 from cvlab.show import interactive
 
@@ -94,6 +94,28 @@ def explore(trials: pd.DataFrame) -> widgets.Widget:
 
     def draw(x: str, y: str):
         title = f"{len(trials)} trials: where are the bright ones?"
-        return plots.scatter(trials.dropna(subset=[x, y]), x, y, "score", title)
+        return scatter(trials.dropna(subset=[x, y]), x, y, "score", title)
 
     return interactive(draw, {"x": x, "y": y})
+
+
+def scatter(table: pd.DataFrame, x: str, y: str, colour: str, title: str) -> Figure:
+    """Two columns of a table against each other, coloured by a share in a third."""
+    figure, axis = canvas(title, size=(6.5, 4))
+    across, up = _places(axis, "x", table[x]), _places(axis, "y", table[y])
+    points = axis.scatter(across, up, c=table[colour], cmap="viridis")
+    figure.colorbar(points, label=colour, format=PERCENT)
+    axis.set(xlabel=x, ylabel=y)
+    return figure
+
+
+def _places(axis: Axes, side: str, values: pd.Series) -> np.ndarray:
+    """Where a parameter's values go: names in a row, spread a little; rates on a log scale."""
+    if not pd.api.types.is_numeric_dtype(values) or values.dtype == bool:
+        names = sorted(values.astype(str).unique())
+        getattr(axis, f"set_{side}ticks")(range(len(names)), names)
+        spread = np.random.default_rng(0).uniform(-0.15, 0.15, len(values))
+        return values.astype(str).map(names.index).to_numpy() + spread
+    if values.min() > 0 and values.max() / values.min() > 30:
+        getattr(axis, f"set_{side}scale")("log")
+    return values.to_numpy()

@@ -120,3 +120,21 @@ def against(winner: str, answers: Mapping[str, torch.Tensor], labels: torch.Tens
     table = 100 * pd.DataFrame.from_dict(rows, orient="index", columns=columns)
     table.loc[winner, columns[1:]] = np.nan
     return table
+
+
+def wrong_wins(
+    accuracy: float, behind: float, n: int, disagree: float | None = None, seed: int = 0
+) -> float:
+    """How often the worse of two networks has the higher score on `n` images.
+
+    The worse one's accuracy is lower by `behind`. Both see the same images, and exactly one of them
+    is right on a share `disagree`; None gives each images of its own. 20,000 pairs are drawn,
+    ties count half.
+    """
+    rng = np.random.default_rng(seed)
+    if disagree is None:
+        good, worse = (rng.binomial(n, p, 20_000) for p in (accuracy, max(0.0, accuracy - behind)))
+    else:
+        half, gap = max(disagree, behind) / 2, behind / 2
+        good, worse, _ = rng.multinomial(n, [half + gap, half - gap, 1 - 2 * half], 20_000).T
+    return float((worse > good).mean() + (worse == good).mean() / 2)

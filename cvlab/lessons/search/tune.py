@@ -14,12 +14,12 @@ import torch
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
 from torch import nn
 
-from cvlab import zoo
 from cvlab.data import ImageData
-from cvlab.lessons.pretrained import finetune
+from cvlab.lessons.pretrained import finetune, zoo
+from cvlab.lessons.search.networks import FlatCNN, TunableCNN
 from cvlab.lessons.search.studies import StudyError, claim, me, new_study, requeue_dead
 from cvlab.machine import hardware
-from cvlab.models import NORMS, FlatCNN, SmallCNN, TunableCNN, summary
+from cvlab.models import NORMS, SmallCNN, summary
 from cvlab.show import each, progress
 from cvlab.train import History, Training, TrainingDiverged, evaluate, fit
 

@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from cvlab import records
 from cvlab.paths import data_folder, project_root
+from cvlab.tools import executed
 from cvlab.tools.grading import limits
 from cvlab.tools.grading.collect import MOST_BYTES, HandedIn
 from cvlab.tools.grading.words import overflows, plain
@@ -81,8 +81,8 @@ def _one(handed: HandedIn, name: str, out: Path, away: list[str]) -> str:
                     content, target = plain(path, MOST_BYTES), kept / path.relative_to(made)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(content)
-    found = [records.read(kept / f"{name}{ending}.ipynb") for ending in records.STATES]
-    told = max(found, key=lambda one: one.status != records.NOT_RUN)
+    found = [executed.read(kept / f"{name}{ending}.ipynb") for ending in executed.STATES]
+    told = max(found, key=lambda one: one.status != executed.NOT_RUN)
     claims = f"{told.held} of {len(told.claims)} claims hold"
     line = f"{handed.student}, {name}: {told.status}{ended}, {claims} {told.error}"
     return "".join(letter for letter in line if letter.isprintable())[:200]

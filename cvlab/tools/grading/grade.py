@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cvlab.paths import PACKAGE
-from cvlab.records import distinct
 from cvlab.show import progress
 from cvlab.tools import cluster
+from cvlab.tools.executed import distinct
 from cvlab.tools.grading.collect import GradeError, HandedIn, collect, exercises, imports, is_stub
 
 STUB_LEFT = {"outcome": "not attempted", "said": "the stub is as it was", "form": ""}
