@@ -1,4 +1,4 @@
-"""The command line: `python -m cvlab run | tune | inspect | quantize | predict | data ...`."""
+"""The command line: `python -m cvlab run | tune | table | inspect | quantize | data ...`."""
 
 import argparse
 import ast
@@ -125,6 +125,12 @@ def _add_models(commands) -> None:
     )
     tune.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
     tune.set_defaults(do=_tune, told=(ValueError,))
+    table = commands.add_parser("table", help="train every point of 04's table: an hour or two")
+    table.add_argument("--journal", type=Path, help="default: runs/04_table.jsonl")
+    table.add_argument("--workers", type=_positive, default=2, help="processes, one thread each")
+    table.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
+    table.add_argument("--out", type=Path, help="default: data/results/04_table.npz")
+    table.set_defaults(do=_table)
     quantize = commands.add_parser("quantize", help="make an ONNX classifier INT8, still right")
     inspect = commands.add_parser("inspect", help="what an ONNX classifier is and how it is fed")
     for command in (inspect, quantize):
@@ -288,6 +294,19 @@ def _tune(options) -> int:
     print(", ".join(f"{counts[key]} {key}" for key in ("complete", "pruned", "failed")))
     mixed = mixture({"device": trial.user_attrs.get("machine")} for trial in study.trials)
     print(f"{options.study}: {tune.so_far(study)} in {options.storage}\n{mixed}".rstrip())
+    return 0
+
+
+def _table(options) -> int:
+    from cvlab.lessons.search import table
+
+    journal = options.journal or project_root() / "runs" / "04_table.jsonl"
+    try:
+        table.generate(journal, options.data, options.workers)
+    except KeyboardInterrupt:
+        print("\nStopped. What was trained is kept; the same command goes on.", file=sys.stderr)
+        return 1
+    print(f"Written: {table.pack(journal, options.out or table.default_file())}")
     return 0
 
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from optuna.visualization import matplotlib as optuna_plots
 
-from cvlab.plots import COLOURS, PERCENT, canvas, set_title
+from cvlab.metrics import Z
+from cvlab.plots import COLOURS, PERCENT, canvas, curves, set_title
 from cvlab.show import interactive
 
 
@@ -119,3 +120,51 @@ def _places(axis: Axes, side: str, values: pd.Series) -> np.ndarray:
     if values.min() > 0 and values.max() / values.min() > 30:
         getattr(axis, f"set_{side}scale")("log")
     return values.to_numpy()
+
+
+def again(checks: pd.DataFrame, title: str) -> Figure:
+    """Accuracies of the same points with the table's seeds (across) and trained `again` (up)."""
+    figure, axis = canvas(title, size=(6.5, 4))
+    ends = [checks.to_numpy().min(), checks.to_numpy().max()]
+    axis.plot(ends, ends, color=COLOURS[7], linewidth=1, label="no change")
+    for i, name in enumerate(checks.columns.drop("again")):
+        axis.plot(checks[name], checks["again"], "os"[i], color=COLOURS[i], alpha=0.75, label=name)
+    axis.xaxis.set_major_formatter(PERCENT)
+    axis.yaxis.set_major_formatter(PERCENT)
+    axis.set(xlabel="accuracy in the table", ylabel="trained again with a third seed")
+    axis.legend(loc="lower right")
+    return figure
+
+
+def bands(regrets: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> Figure:
+    """Mean over seeds at each time, one line a method, with the mean's 95 % interval as a band.
+
+    `regrets`: a row for each (method, seed), a column for each time.
+    """
+    means, half = (regrets.groupby("method", sort=False).agg(how).T for how in ("mean", "sem"))
+    lines = {name: (means.index.tolist(), means[name].tolist()) for name in means}
+    figure = curves(lines, title, xlabel, ylabel)
+    axis, times = figure.axes[0], means.index.to_numpy()
+    for name, colour in zip(means, COLOURS, strict=False):
+        low, high = (means[name] + side * Z * half[name] for side in (-1, 1))
+        axis.fill_between(times, low, high, color=colour, alpha=0.15, linewidth=0)
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
+    return figure
+
+
+def differences(apart: pd.Series, title: str, xlabel: str) -> Figure:
+    """How often each difference came out, in points, those below 0 in another colour; the mean."""
+    figure, axis = canvas(title, size=(7.5, 3.6))
+    step = max(0.5, float(np.ceil(np.ptp(apart) / 12) / 2))  # no bar has both sides of 0
+    edges = np.arange(np.floor(apart.min() / step), np.ceil(apart.max() / step) + 1.5) * step
+    counts, _ = np.histogram(apart, edges)
+    colours = [COLOURS[1] if edge < 0 else COLOURS[0] for edge in edges[:-1]]
+    axis.bar(edges[:-1], counts, 0.9 * step, align="edge", color=colours, alpha=0.75)
+    mean, half = apart.mean(), Z * apart.sem()
+    axis.axvspan(mean - half, mean + half, color=COLOURS[7], alpha=0.4, linewidth=0)
+    axis.axvline(mean, color=COLOURS[6], linestyle="--", label=f"mean {mean:+.1f} ± {half:.1f}")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel=xlabel, ylabel="pairs of searches")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure

@@ -164,17 +164,21 @@ def _together(plan: list, found: Iterable, table: Table) -> pd.DataFrame:
     return trials.assign(kept=last[trials["point"], 1 - seen])
 
 
-def regret(trials: pd.DataFrame, times: Sequence[float], table: Table) -> pd.DataFrame:
+def regret(
+    trials: pd.DataFrame, times: Sequence[float], table: Table, limit: float = np.inf
+) -> pd.DataFrame:
     """How far what each search has found lies behind the best point, at each of `times`.
 
-    Found is the trial with the best `score` among those that ended by then; it is judged by what
-    it has `kept`. The best is the judging seed's: a little luck of its own, the same for all. A
-    search without a complete trial guesses.
+    Found is the trial with the best `score` among those that ended by then and have at most
+    `limit` MACs; it is judged by what it has `kept`. The best such point is the judging seed's:
+    it has luck of its own, the same for all. A search that has found nothing guesses.
 
     Returns:
         points, float [methods x seeds, times]; the index holds method and seed.
     """
-    best = 100 * table.accuracy[:, :, -1].max(0)
+    allowed = table.macs <= limit
+    best = 100 * table.accuracy[allowed, :, -1].max(0)
+    trials = trials[allowed[trials["point"]]]
     rows = {}
     for (method, seed), one in trials.groupby(["method", "seed"], sort=False):
         leads = one[one["score"] > one["score"].cummax().shift(fill_value=-1)]
