@@ -115,6 +115,7 @@ def search(table: Table, method: Method, seed: int, budget: float) -> LookUp:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     look = LookUp(table, method, seed % len(SEEDS))
     study = optuna.create_study(
+        study_name=f"replay {seed}",  # Hyperband draws a trial's bracket by the study's name
         sampler=SAMPLERS[method.sampler](seed=seed),
         pruner=PRUNERS[method.pruner](),
         directions=["maximize", "minimize"] if method.front else ["maximize"],
@@ -231,7 +232,9 @@ def summary(regrets: pd.DataFrame, trials: pd.DataFrame, time: float, other: str
     return pd.DataFrame.from_dict(rows, orient="index").sort_values("regret")
 
 
-def stopped(trials: pd.DataFrame, patience: Sequence[int], budget: float, table: Table):
+def stopped(
+    trials: pd.DataFrame, patience: Sequence[int], budget: float, table: Table
+) -> pd.DataFrame:
     """What it costs to stop a search when so many complete trials have brought nothing better.
 
     Args:
@@ -258,7 +261,7 @@ def stopped(trials: pd.DataFrame, patience: Sequence[int], budget: float, table:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def joint(group: bool, trials: int = 60, seed: int = 0) -> pd.Series:
+def joint(group: bool, trials: int = 40) -> pd.Series:
     """How often TPE drew each parameter of the reports' space together with others, not alone.
 
     Multivariate TPE draws together what all trials so far have in common; with `group`, what
@@ -269,8 +272,8 @@ def joint(group: bool, trials: int = 60, seed: int = 0) -> pd.Series:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = TPESampler(seed=seed, multivariate=True, group=group)
-    study, random = optuna.create_study(sampler=sampler), np.random.default_rng(seed)
+        sampler = TPESampler(seed=0, multivariate=True, group=group)
+    study, random = optuna.create_study(sampler=sampler), np.random.default_rng(0)
     together, had = Counter(), Counter()
     for number in range(trials):
         trial = study.ask()
