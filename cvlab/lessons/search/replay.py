@@ -60,6 +60,11 @@ METHODS = {
 }
 
 
+def ways(limit: float) -> dict[str, Method]:
+    """How to tell TPE that MACs count: at most `limit` of them, or the fewer the better."""
+    return {"a constraint": Method(limit=limit), "two objectives": Method(front=True)}
+
+
 def suggest(trial: BaseTrial) -> int:
     """The number of a point of the grid; what has an order is suggested as a step of its values."""
     steps = []
