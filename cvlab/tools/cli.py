@@ -125,7 +125,7 @@ def _add_models(commands) -> None:
     )
     tune.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
     tune.set_defaults(do=_tune, told=(ValueError,))
-    table = commands.add_parser("table", help="train every point of 04's table: an hour or two")
+    table = commands.add_parser("table", help="train every point of 04's table: half an hour")
     table.add_argument("--journal", type=Path, help="default: runs/04_table.jsonl")
     table.add_argument("--workers", type=_positive, default=2, help="processes, one thread each")
     table.add_argument("--data", default="auto", help="a folder, or 'synthetic'")

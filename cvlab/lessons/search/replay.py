@@ -266,7 +266,7 @@ def stopped(
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def joint(group: bool, trials: int = 40) -> pd.Series:
+def joint(group: bool, trials: int = 25) -> pd.Series:
     """How often TPE drew each parameter of the reports' space together with others, not alone.
 
     Multivariate TPE draws together what all trials so far have in common; with `group`, what
