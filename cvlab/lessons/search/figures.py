@@ -143,13 +143,13 @@ def bands(regrets: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> Figure
     """
     means, half = (regrets.groupby("method", sort=False).agg(how).T for how in ("mean", "sem"))
     lines = {name: (means.index.tolist(), means[name].tolist()) for name in means}
-    figure = curves(lines, title, xlabel, ylabel)
+    top = float((means + Z * half).max(axis=None))
+    figure = curves(lines, title, xlabel, ylabel, ylim=(0, top))
     axis, times = figure.axes[0], means.index.to_numpy()
     for name, colour in zip(means, COLOURS, strict=False):
         low, high = (means[name] + side * Z * half[name] for side in (-1, 1))
         axis.fill_between(times, low, high, color=colour, alpha=0.15, linewidth=0)
     axis.set_xlim(left=0)
-    axis.set_ylim(bottom=0)
     return figure
 
 
