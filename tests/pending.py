@@ -14,12 +14,6 @@ PENDING: dict[str, set[str]] = {
         "SGD does not notice that the valley is turned",
         "Adagrad does",
     },
-    "03_pretrained_zoo": {
-        "sum and mean of the same probabilities give different answers",
-        "another network's normalisation changes answers",
-        "the same pixels at another size get other answers, mostly",
-        "fine-tuning beats a new head alone",
-    },
     "04_optuna": {
         "on 32 images one network scores anything within 20 points or more",
         "the best of thirty equals owes more than a standard error to luck",
