@@ -6,9 +6,6 @@ said.
 """
 
 PENDING: dict[str, set[str]] = {
-    "00_environment": {
-        "medians of five calls spread less than single calls",
-    },
     "04_optuna": {
         "on 32 images one network scores anything within 20 points or more",
         "the best of thirty equals owes more than a standard error to luck",
