@@ -39,7 +39,7 @@ def pruned(
         batches: training images; "Taylor" takes the gradients of the loss from them.
         layer: name of a convolution.
     """
-    copy = deepcopy(net).eval()
+    copy = deepcopy(net).eval().to(memory_format=torch.contiguous_format)  # the library wants it
     for images, labels in batches:
         F.cross_entropy(copy(images), labels).backward()
     head = [module for module in copy.modules() if isinstance(module, nn.Linear)]

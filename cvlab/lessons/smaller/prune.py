@@ -52,13 +52,20 @@ def zeros(net: nn.Module) -> float:
 
 
 def mask(net: nn.Module, sparsity: float) -> None:
-    """Switch off the smallest weights of all layers together until a share `sparsity` is off.
+    """Switch off the smallest weights of all layers together: a share `sparsity` of them.
 
-    Called again with more, it keeps what is off.
+    Called again with more, it keeps what is off: zeros are the smallest.
     """
-    done = zeros(net)
-    more = max(0.0, (sparsity - done) / (1 - done))  # of those that are left
-    torch_prune.global_unstructured(weights(net), torch_prune.L1Unstructured, amount=more)
+    bake(net)
+    torch_prune.global_unstructured(weights(net), torch_prune.L1Unstructured, amount=sparsity)
+
+
+def bake(net: nn.Module) -> None:
+    """Make the zeros a part of the weights and drop the masks; optimizers keep their parameters."""
+    for module, name in weights(net):
+        if torch_prune.is_pruned(module):
+            torch_prune.remove(module, name)
+    net.to(memory_format=torch.contiguous_format)  # as the library wants them
 
 
 def stops(sparsity: float, epochs: int, gradual: bool) -> list[float]:
@@ -89,8 +96,7 @@ def pruned(
 
     if again:
         fit(copy, data, training, watch=watch, what=None)
-    for one in weights(copy):
-        torch_prune.remove(*one)  # the zeros are now part of the weights
+    bake(copy)
     return copy.eval()
 
 
