@@ -76,7 +76,7 @@ def distillation_loss(answer: Callable) -> str:
 
 
 def share_weights(answer: Callable) -> str:
-    """Beside scikit-learn's k-means, which needs no more than a quarter's mercy."""
+    """Its squared errors beside those of scikit-learn's k-means; half as much again is forgiven."""
     from sklearn.cluster import KMeans
 
     torch.manual_seed(SEED.get())
@@ -95,7 +95,7 @@ def share_weights(answer: Callable) -> str:
         if many > values:
             raise Wrong(f"{given}: {many} different ones came.")
         error = ((found - weight.numpy()) ** 2).sum()
-        if not error <= 1.25 * best:
+        if not error <= 1.5 * best:
             told = f"the squared errors add up to {error:.3g}, with k-means to {best:.3g}"
             raise Wrong(f"{given}: {told}. Evenly spaced values are not where the weights are.")
     return "16 values, so 4 bits each, stand for 1,800 numbers as well as k-means can."

@@ -28,7 +28,7 @@ def sparsity(table: pd.DataFrame, dense: float, title: str) -> Figure:
     for one in (axis.xaxis, axis.yaxis):
         one.set_major_formatter(PERCENT)
     axis.set_xticks(sorted(table["sparsity"].unique()))
-    axis.legend(loc="lower left")
+    axis.legend(loc="lower left", frameon=False)
     return figure
 
 
@@ -49,11 +49,12 @@ def teaching(table: pd.DataFrame, alone: float, title: str) -> Figure:
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(PERCENT)
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
 PANELS = {"size_mb": "size of the file, MB (log scale)", "latency_ms": "one image, ms (log scale)"}
+MARKS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)  # of accuracy, on a log scale of errors
 
 
 def front(table: pd.DataFrame, title: str) -> Figure:
@@ -62,48 +63,71 @@ def front(table: pd.DataFrame, title: str) -> Figure:
     Networks of unknown accuracy stand as ticks at the bottom. Open markers: a time from another
     machine, which no line joins. Columns: see `front.course`.
     """
-    figure, axes = canvas(title, 2, size=(11.5, 5.2), sharey=True)
+    figure, axes = canvas(title, 2, size=(12, 5.6), sharey=True)
     for axis, (cost, label) in zip(axes, PANELS.items(), strict=True):
-        known = table.dropna(subset=["accuracy", cost])
-        for i, (kind, rows) in enumerate(known.groupby("kind", sort=False)):
-            timed_here = rows["here"] | (cost != "latency_ms")
-            for part, face in ((rows[timed_here], COLOURS[i]), (rows[~timed_here], "none")):
+        for i, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
+            ours = rows["here"] | (cost != "latency_ms")
+            for part, face in ((rows[ours], COLOURS[i]), (rows[~ours], "none")):
                 look = {"color": COLOURS[i], "markerfacecolor": face, "ms": 6}
-                axis.plot(part[cost], part["accuracy"], MARKERS[i], **look)
+                axis.plot(part[cost], 1 - part["accuracy"], MARKERS[i], **look)
             axis.plot([], [], MARKERS[i], color=COLOURS[i], label=kind)
         best = frontier(table[table["here"]] if cost == "latency_ms" else table, cost)
-        axis.step(best[cost], best["accuracy"], where="post", color=COLOURS[7], lw=1, zorder=0)
-        _names(axis, known, cost)
-        unknown = table[table["accuracy"].isna()].dropna(subset=[cost])
-        axis.plot(unknown[cost], [0.02] * len(unknown), "|", color=COLOURS[6], ms=12)
-        for name, value in unknown[cost].items():
-            axis.annotate(name, (value, 0.045), rotation=90, fontsize=7, ha="center", va="bottom")
-        axis.set(xscale="log", xlabel=label, ylim=(0, 1.02))
+        errors = 1 - best["accuracy"]
+        axis.step(best[cost], errors, where="post", color=COLOURS[7], lw=1, zorder=0)
+        axis.set(xscale="log", yscale="log", xlabel=label, ylim=(3, 0.02))
+        axis.margins(x=0.14)
         axis.xaxis.set_major_locator(LogLocator(numticks=9))
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.margins(x=0.14)
-    axes[0].axvline(pack.MLPERF / 1e6, color=COLOURS[1], lw=1, ls="--")
-    axes[0].axhline(0.85, color=COLOURS[1], lw=1, ls="--", label="MLPerf Tiny: bytes, gate")
+        _unknown(axis, table[table["accuracy"].isna()].dropna(subset=[cost])[cost])
+    gate, bytes_of = {"color": COLOURS[1], "lw": 1, "ls": "--"}, pack.MLPERF / 1e6
+    axes[0].axvline(bytes_of, **gate)
+    axes[0].axhline(0.15, label="MLPerf Tiny: bytes, gate", **gate)
     axes[0].set_ylabel("test accuracy")
-    axes[0].yaxis.set_major_formatter(PERCENT)
+    axes[0].set_yticks([1 - mark for mark in MARKS], [f"{mark:.0%}" for mark in MARKS])
+    axes[0].yaxis.set_minor_locator(NullLocator())
+    for axis, cost in zip(axes, PANELS, strict=True):
+        _names(axis, table.dropna(subset=["accuracy", cost]), cost)
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
+def _unknown(axis, costs: pd.Series) -> None:
+    """Ticks at the bottom, their names upright; of two close together the second is higher."""
+    low, before, height = 2.8, 0.0, 8
+    axis.plot(costs, [low] * len(costs), "|", color=COLOURS[6], ms=9)
+    for name, value in costs.sort_values().items():
+        height = 8 + 45 * (height == 8 and value < 1.3 * before)
+        text = {"textcoords": "offset points", "rotation": 90, "fontsize": 7}
+        axis.annotate(name, (value, low), (0, height), ha="center", va="bottom", **text)
+        before = value
+
+
 def _names(axis, known: pd.DataFrame, cost: str) -> None:
-    """The name of each point, the next ones in turns above and below."""
-    for i, (name, row) in enumerate(known.sort_values(cost).iterrows()):
-        up = i % 2 == 0
-        axis.annotate(
-            name,
-            (row[cost], row["accuracy"]),
-            (0, 9 + 11 * (i % 4 // 2) if up else -9 - 11 * (i % 4 // 2)),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=7.5,
-        )
+    """The name of each point, at the first of some places where it covers nothing."""
+    axis.figure.canvas.draw()  # decides where points are
+    points = axis.transData.transform([(x, 1 - y) for x, y in known[[cost, "accuracy"]].to_numpy()])
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
+    scale = axis.figure.dpi / 72
+    for name, (x, y) in zip(known.index, points, strict=True):
+        half = 2.1 * len(name) * scale
+        shifts = [(0, up * side) for up in (11, 22, 33, 44) for side in (1, -1)]
+        shifts += [(side * (half / scale + 8), 0) for side in (1, -1)]
+        boxes = []
+        for right, up in shifts:
+            a, b = x + right * scale, y + up * scale
+            boxes.append((a - half, b - 5 * scale, a + half, b + 5 * scale))
+        free = [i for i, box in enumerate(boxes) if not any(_overlap(box, one) for one in taken)]
+        chosen = min(free, key=lambda i: sum(map(abs, shifts[i]))) if free else 0
+        taken.append(boxes[chosen])
+        place = axis.transData.inverted().transform((x, y))
+        look = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 7.5}
+        axis.annotate(name, place, shifts[chosen], **look)
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    apart = one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1]
+    return not apart
 
 
 def explore(table: pd.DataFrame) -> widgets.Widget:

@@ -60,7 +60,7 @@ def share_weights(weight: Tensor, values: int) -> Tensor:
 
     numbers = weight.detach().reshape(-1, 1).numpy()
     start = np.linspace(numbers.min(), numbers.max(), values)[:, None]
-    found = KMeans(values, init=start, n_init=1).fit(numbers)
+    found = KMeans(values, init=start, n_init=1, max_iter=50).fit(numbers)
     shared = found.cluster_centers_[found.labels_].astype(np.float32)
     return torch.from_numpy(shared).view_as(weight)
 
