@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from cvlab import export
-from cvlab.data import ImageData
+from cvlab.data import Batches, ImageData
 from cvlab.lessons.engines import calls
 from cvlab.metrics import score
 from cvlab.show import each
@@ -101,16 +101,21 @@ def pruned(
 
 
 def curve(
-    net: nn.Module, sparsities: Sequence[float], data: ImageData, training: Training, what: str
+    net: nn.Module,
+    sparsities: Sequence[float],
+    data: ImageData,
+    training: Training,
+    val: Batches,
+    what: str,
 ) -> tuple[pd.DataFrame, dict[tuple[str, float], nn.Module]]:
-    """Accuracy on the validation images of every way and sparsity.
+    """Accuracy on the images of `val` of every way and sparsity, see `pruned`.
 
     Returns:
         (a row each: `way`, `sparsity`, `zeros` as counted, `accuracy`, its interval `low` to
         `high`, `n`; the networks by way and sparsity).
     """
     plan = [(way, sparsity) for way in WAYS for sparsity in sparsities]
-    nets, rows, val = {}, [], data.batches("val", 250)
+    nets, rows = {}, []
     for way, sparsity in each(plan, what, "network"):
         made = nets[way, sparsity] = pruned(net, sparsity, way, data, training)
         judged = score(*predict(made, val)).row
