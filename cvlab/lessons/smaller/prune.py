@@ -107,20 +107,21 @@ def curve(
     training: Training,
     val: Batches,
     what: str,
-) -> tuple[pd.DataFrame, dict[tuple[str, float], nn.Module]]:
+) -> tuple[pd.DataFrame, dict[tuple[str, float], nn.Module], dict[tuple[str, float], Tensor]]:
     """Accuracy on the images of `val` of every way and sparsity, see `pruned`.
 
     Returns:
         (a row each: `way`, `sparsity`, `zeros` as counted, `accuracy`, its interval `low` to
-        `high`, `n`; the networks by way and sparsity).
+        `high`, `n`; the networks, and their logits, by way and sparsity).
     """
     plan = [(way, sparsity) for way in WAYS for sparsity in sparsities]
-    nets, rows = {}, []
+    nets, answers, rows = {}, {}, []
     for way, sparsity in each(plan, what, "network"):
         made = nets[way, sparsity] = pruned(net, sparsity, way, data, training)
-        judged = score(*predict(made, val)).row
+        answers[way, sparsity], labels = predict(made, val)
+        judged = score(answers[way, sparsity], labels).row
         rows.append({"way": way, "sparsity": sparsity, "zeros": zeros(made)} | judged)
-    return pd.DataFrame(rows), nets
+    return pd.DataFrame(rows), nets, answers
 
 
 def files(nets: Mapping[str, nn.Module], folder: Path) -> dict[str, Path]:
