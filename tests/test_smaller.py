@@ -102,15 +102,6 @@ def test_from_scratch_has_the_shapes_and_nothing_else(net):
     assert torch.equal(new.features[0][0].weight, channels.fresh(net, 1).features[0][0].weight)
 
 
-def test_ahead_is_positive_where_more_is_right():
-    labels = torch.arange(10)
-    right, wrong = torch.eye(10), torch.eye(10).roll(1, 0)
-    table = channels.beside({"a": right, "b": wrong}, "b", labels)
-    assert table.loc["a", "ahead_pp"] == 100
-    assert table.loc["a", "ahead_low"] < table.loc["a", "ahead_high"]
-    assert table.loc["b", "ahead_pp"] == 0
-
-
 # --- a teacher -----------------------------------------------------------------------------------
 
 

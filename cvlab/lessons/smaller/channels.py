@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cvlab import models
 from cvlab.data import ImageData
-from cvlab.metrics import paired_drop, score
+from cvlab.metrics import paired_drop
 from cvlab.show import each
 from cvlab.train import predict
 
@@ -91,19 +91,3 @@ def fresh(net: nn.Module, seed: int) -> nn.Module:
 def costs(net: nn.Module) -> pd.Series:
     """`parameters` and `MACs` of one image of 32 pixels, see `cvlab.models.summary`."""
     return models.summary(net)[["parameters", "MACs"]].sum()
-
-
-def beside(answers: dict[str, Tensor], than: str, labels: Tensor) -> pd.DataFrame:
-    """Networks on the same images: accuracy and interval, and points ahead of one of them, paired.
-
-    Args:
-        answers: logits, float [N, classes], by name.
-        than: the name that the others are compared with.
-        labels: int64 [N].
-    """
-    rows = {}
-    for name, logits in answers.items():
-        ahead = [-100 * x for x in paired_drop(answers[than], logits, labels)]
-        points = dict(zip(("ahead_pp", "ahead_high", "ahead_low"), ahead, strict=True))
-        rows[name] = score(logits, labels).row | points
-    return pd.DataFrame(rows).T

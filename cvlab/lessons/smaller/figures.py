@@ -65,20 +65,8 @@ def front(table: pd.DataFrame, title: str) -> Figure:
     """
     figure, axes = canvas(title, 2, size=(12, 5.6), sharey=True)
     for axis, (cost, label) in zip(axes, PANELS.items(), strict=True):
-        for i, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
-            ours = rows["here"] | (cost != "latency_ms")
-            for part, face in ((rows[ours], COLOURS[i]), (rows[~ours], "none")):
-                look = {"color": COLOURS[i], "markerfacecolor": face, "ms": 6}
-                axis.plot(part[cost], 1 - part["accuracy"], MARKERS[i], **look)
-            axis.plot([], [], MARKERS[i], color=COLOURS[i], label=kind)
-        best = frontier(table[table["here"]] if cost == "latency_ms" else table, cost)
-        errors = 1 - best["accuracy"]
-        axis.step(best[cost], errors, where="post", color=COLOURS[7], lw=1, zorder=0)
-        axis.set(xscale="log", yscale="log", xlabel=label, ylim=(3, 0.02))
-        axis.margins(x=0.14)
-        axis.xaxis.set_major_locator(LogLocator(numticks=9))
-        axis.xaxis.set_major_formatter("{x:g}")
-        _unknown(axis, table[table["accuracy"].isna()].dropna(subset=[cost])[cost])
+        _panel(axis, table, cost)
+        axis.set_xlabel(label)
     gate, bytes_of = {"color": COLOURS[1], "lw": 1, "ls": "--"}, pack.MLPERF / 1e6
     axes[0].axvline(bytes_of, **gate)
     axes[0].axhline(0.15, label="MLPerf Tiny: bytes, gate", **gate)
@@ -92,6 +80,24 @@ def front(table: pd.DataFrame, title: str) -> Figure:
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
     return figure
+
+
+def _panel(axis, table: pd.DataFrame, cost: str) -> None:
+    """Every network at its `cost` and its share of errors, and the line of the front."""
+    for i, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
+        ours = rows["here"] | (cost != "latency_ms")
+        for part, face in ((rows[ours], COLOURS[i]), (rows[~ours], "none")):
+            look = {"color": COLOURS[i], "markerfacecolor": face, "ms": 6}
+            axis.plot(part[cost], 1 - part["accuracy"], MARKERS[i], **look)
+        axis.plot([], [], MARKERS[i], color=COLOURS[i], label=kind)
+    best = frontier(table[table["here"]] if cost == "latency_ms" else table, cost)
+    errors = 1 - best["accuracy"]
+    axis.step(best[cost], errors, where="post", color=COLOURS[7], lw=1, zorder=0)
+    axis.set(xscale="log", yscale="log", ylim=(3, 0.02))
+    axis.margins(x=0.14)
+    axis.xaxis.set_major_locator(LogLocator(numticks=9))
+    axis.xaxis.set_major_formatter("{x:g}")
+    _unknown(axis, table[table["accuracy"].isna()].dropna(subset=[cost])[cost])
 
 
 def _unknown(axis, costs: pd.Series) -> None:

@@ -14,12 +14,22 @@ from cvlab.metrics import score
 from cvlab.paths import project_root
 from cvlab.train import predict
 
-LITE0 = {"network": "tf_efficientnet_lite0"}
-FLOAT = {"method": "fp32"}
-CHOSEN = {"method": "chosen", "part": "test"}
 COLUMNS = ("accuracy", "size_mb", "latency_ms")
-
-Where = tuple[str, str, Mapping]  # of a record: notebook, name, tags that it has
+ZOO, INT8, CAPSTONE = "03_pretrained_zoo", "06_int8", "07_capstone"
+FLOAT = {"method": "fp32"}
+LITE0 = {"network": "tf_efficientnet_lite0"}
+RECORDED = {  # where a network's columns are recorded: notebook, name, tags
+    "Lite0, fp32": {
+        "accuracy": (ZOO, "test_accuracy", LITE0),
+        "size_mb": (INT8, "size_mb", FLOAT),
+        "latency_ms": (INT8, "latency_ms", FLOAT),
+    },
+    "Lite0, INT8": {"accuracy": (INT8, "accuracy", {"method": "chosen", "part": "test"})},
+}
+RECORDED |= {
+    f"capstone, {stage}": {column: (CAPSTONE, column, {"stage": stage}) for column in COLUMNS}
+    for stage in ("PyTorch", "ONNX Runtime", "INT8")
+}
 
 
 def published() -> dict[str, list[dict]]:
@@ -37,35 +47,33 @@ def course() -> pd.DataFrame:
         `size_mb` of its file; `latency_ms` of one image, NaN where it was not recorded;
         `kind`, whose it is; `here`, was its time taken on this machine.
     """
-    found, rows = published(), {}
+    found = published()
+    rows = {
+        name: {column: _record(found, *where) for column, where in one.items()}
+        for name, one in RECORDED.items()
+    }
+    for tags in [r["tags"] for r in found.get(ZOO, []) if r["name"] == "parameters"]:
+        if tags != LITE0:
+            sizes, time = (_record(found, ZOO, n, tags) for n in ("parameters", "latency_ms"))
+            in_mb = sizes | {"value": 4e-6 * sizes["value"]}
+            rows[tags["network"]] = {"size_mb": in_mb, "latency_ms": time}
+    times = {name: one.get("latency_ms") or {} for name, one in rows.items()}
+    values = {n: {c: r["value"] for c, r in one.items() if r} for n, one in rows.items()}
+    table = pd.DataFrame(values).T.reindex(columns=[*COLUMNS]).astype(float)
+    if ratio := _record(found, INT8, "size_ratio", {}):  # of the chosen file
+        table.loc["Lite0, INT8", "size_mb"] = table.loc["Lite0, fp32", "size_mb"] / ratio["value"]
+    table["here"] = [times[name].get("device") == hardware().name for name in table.index]
+    stated = capstone.reports()[["accuracy", "size_mb"]].add_suffix(" (stated)", axis=0)
+    both = [table.assign(kind="earlier notebooks"), stated.assign(kind="reports", here=False)]
+    return pd.concat(both).dropna(subset=["size_mb"]).astype({"here": bool})
 
-    def get(where: Where) -> dict:
-        notebook, name, tags = where
-        records = found.get(notebook, [])
-        fits = [r for r in records if r["name"] == name and tags.items() <= r["tags"].items()]
-        return fits[0] if fits else {"value": float("nan"), "device": None}
 
-    lite0 = ("03_pretrained_zoo", "test_accuracy", LITE0)
-    ms = ("06_int8", "latency_ms", FLOAT)
-    rows["Lite0, fp32"] = [get(one) for one in (lite0, ("06_int8", "size_mb", FLOAT), ms)]
-    ratio = get(("06_int8", "size_ratio", {}))["value"]
-    size = {"value": rows["Lite0, fp32"][1]["value"] / ratio}
-    rows["Lite0, INT8"] = [get(("06_int8", "accuracy", CHOSEN)), size, get(("", "", {}))]
-    for stage in ("PyTorch", "ONNX Runtime", "INT8"):
-        tags = {"stage": stage}
-        rows[f"capstone, {stage}"] = [get(("07_capstone", name, tags)) for name in COLUMNS]
-    for record in found.get("03_pretrained_zoo", []):
-        if record["name"] == "parameters" and record["tags"] != LITE0:
-            name = record["tags"]["network"]
-            time = get(("03_pretrained_zoo", "latency_ms", record["tags"]))
-            rows[name] = [get(("", "", {})), {"value": 4e-6 * record["value"]}, time]
-    here = {name: one[2].get("device") == hardware().name for name, one in rows.items()}
-    values = {name: [part["value"] for part in one] for name, one in rows.items()}
-    table = pd.DataFrame.from_dict(values, "index", columns=[*COLUMNS]).dropna(subset=["size_mb"])
-    stated = capstone.reports().dropna(subset=["size_mb"])[["accuracy", "size_mb"]]
-    stated.index = [f"{name} (stated)" for name in stated.index]
-    table = pd.concat([table.assign(kind="earlier notebooks"), stated.assign(kind="reports")])
-    return table.assign(here=[here.get(name, False) for name in table.index])
+def _record(
+    found: Mapping[str, list[dict]], notebook: str, name: str, tags: Mapping
+) -> dict | None:
+    """The first record of that name with these tags."""
+    records = (r for r in found.get(notebook, []) if r["name"] == name)
+    return next((r for r in records if tags.items() <= r["tags"].items()), None)
 
 
 def made(
