@@ -1,4 +1,4 @@
-"""Notebooks whose code is newer than what is published of them.
+"""Notebooks whose code is newer than what is published of them, or that nobody has executed yet.
 
 Executed again they leave this list: a claim that is listed and still said is an error. Each
 names the claims that are published in words that its code no longer has; all others must still be
@@ -27,4 +27,5 @@ PENDING: dict[str, set[str]] = {
         "the test images do not contradict it",
     },
     "07_capstone": set(),
+    "08_smaller": set(),  # never executed: without outputs, it has nothing to compare yet
 }
