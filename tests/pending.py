@@ -15,12 +15,6 @@ PENDING: dict[str, set[str]] = {
         "halving gives up no trial that leads",
         "the winner gains by more images and epochs",
     },
-    "05_onnx": {
-        "a new session for every image hides the whole gain",
-        "timed fairly, ONNX Runtime beats eager PyTorch on one image",
-        "hardly any number in these networks is subnormal",
-        "the folder without PyTorch gives the same probabilities",
-    },
     "06_int8": {
         "where the CPU has VNNI, INT8 is faster than float",
         "the search keeps what may be lost within its limit",
