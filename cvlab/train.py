@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -190,6 +191,7 @@ def fit(
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
     watch: Callable[[History, optim.Optimizer], None] | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     what: str | None = "training",
 ) -> History:
     """Train `model` in place on `data.train`, judge it on `data.val`, return what was measured.
@@ -203,6 +205,8 @@ def fit(
         data: trained on and judged by; its test images are not read.
         checkpoint: file to store to and resume from.
         watch: called after every epoch with the history so far and the optimizer.
+        loss: of logits and labels, in place of the cross-entropy; then labels of `data.train` may
+            also be float [N, 1 + K], the class first.
         what: label of the progress bar; None shows none.
 
     Raises:
@@ -219,7 +223,7 @@ def fit(
     )
     at_once = 25 if data.size else 250  # larger images leave the cache of a CPU sooner
     val = data.batches("val", at_once, device=device)
-    state = _State(model, training, train.device, steps=training.epochs * len(train))
+    state = _State(model, training, train.device, training.epochs * len(train), loss)
     if checkpoint and checkpoint.exists():
         state.resume(checkpoint)
     history = state.history
@@ -298,10 +302,11 @@ def train_mode(model: nn.Module) -> None:
 class _State:
     """A training between two epochs: all that a checkpoint must hold."""
 
-    def __init__(self, model: nn.Module, training: Training, device: torch.device, steps: int):
+    def __init__(self, model: nn.Module, training: Training, device: torch.device, steps, loss):
         precision = choose_precision(device, training.precision)
         self.training = replace(training, precision=precision)
         self.device, self.steps = device, steps
+        self.loss = loss or partial(F.cross_entropy, label_smoothing=training.label_smoothing)
         self.model = model.to(device, memory_format=torch.channels_last)
         self.optimizer = training.make_optimizer(model.parameters())
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -343,11 +348,12 @@ class _State:
         with autocast(self.device, how.precision):
             logits = self.model(images)
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=how.label_smoothing)
+        loss = self.loss(logits, labels)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        accuracy = (logits.detach().argmax(1) == labels).float().mean()
+        classes = labels if labels.ndim == 1 else labels[:, 0]
+        accuracy = (logits.detach().argmax(1) == classes).float().mean()
         return {"step": step, "loss": loss.detach(), "accuracy": accuracy, "lr": lr}
 
     @staticmethod

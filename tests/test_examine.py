@@ -13,6 +13,7 @@ from cvlab import export, runtime, store
 from cvlab.data import Split, load
 from cvlab.lessons.engines import deploy
 from cvlab.lessons.int8.quantize import QuantizeError, Recipe, Source
+from cvlab.lessons.smaller import prune
 from cvlab.models import SmallCNN
 from cvlab.tools import cli, examine, quantize
 from cvlab.train import Training, fit, predict
@@ -175,6 +176,12 @@ FORMS = {
     "float64": (any_batch(), lambda path: as_floats(path, "float64"), "float32"),
     "constants": (any_batch(), in_constants, ""),
 }
+
+
+def test_zeros_are_counted(net, data, tmp_path):
+    sparse = prune.pruned(net, 0.3, "not trained again", data, Training())
+    found = looked_at(exported(sparse, tmp_path / "net.onnx"), data, tmp_path, **as_ours(data))
+    assert found.about["zeros"] == "30% of the weights"
 
 
 @pytest.mark.parametrize("form", FORMS)

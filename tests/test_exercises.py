@@ -17,7 +17,7 @@ from cvlab.tools.executed import stored_in
 
 NOTEBOOKS = {
     path.stem: nbformat.read(path, as_version=4)
-    for path in sorted((Path(__file__).parent.parent / "notebooks").glob("0[1-6]*.ipynb"))
+    for path in sorted((Path(__file__).parent.parent / "notebooks").glob("0[1-68]*.ipynb"))
 }
 EXERCISES = {  # name -> (notebook, number)
     re.search(r"run\.(?:check|use)\(\s*(\w+)", cell.source)[1]: (name, cell.id[-1])
@@ -29,6 +29,11 @@ CLOCK = """from time import perf_counter as now
 {}times = []
 for _ in range(calls):
     began = now(); call(); times.append(now() - began)
+return {}"""
+DISTIL = """F = torch.nn.functional
+s, t = (F.log_softmax(x / temperature, 1) for x in (logits, teacher))
+told = F.kl_div(s, t, reduction="batchmean", log_target=True)
+hard = F.cross_entropy(logits, labels)
 return {}"""
 # Exercise -> (a wrong body of the stub, a part of what its learner must be told).
 WRONG = {
@@ -214,6 +219,55 @@ WRONG = {
             "no gradient flows",
         ),
     ],
+    "magnitude_mask": [
+        ("return weight.abs() < weight.abs().flatten().quantile(sparsity)", "other way round"),
+        ("return weight.argsort() * 0 + 1", "it must say False"),
+        (
+            "o = weight.flatten().argsort()[: round(sparsity * weight.numel())]\n"
+            "m = torch.ones(weight.numel()); m[o] = 0\nreturn m.view(weight.shape)",
+            "absolute values",
+        ),
+        (
+            "o = weight.abs().flatten().argsort()[: round(sparsity * weight.numel())]\n"
+            "m = torch.ones(weight.numel()); m[o] = 0\nreturn weight * m.view(weight.shape)",
+            "these are the weights",
+        ),
+    ],
+    "distillation_loss": [
+        (DISTIL.format("weight * told + (1 - weight) * hard"), "square of the temperature"),
+        (DISTIL.format("weight * hard + (1 - weight) * temperature**2 * told"), "exchanged"),
+        (
+            DISTIL.replace("batchmean", "mean").format(
+                "weight * temperature**2 * told + (1 - weight) * hard"
+            ),
+            "batchmean",
+        ),
+        (
+            DISTIL.replace("kl_div(s, t", "kl_div(t, s").format(
+                "weight * temperature**2 * told + (1 - weight) * hard"
+            ),
+            "wrong side",
+        ),
+        (
+            DISTIL.format("weight * temperature**2 * told + (1 - weight) * hard").replace(
+                "told = ", "told = -(t.exp() * s).sum(1).mean(); ignored = "
+            ),
+            "the teacher's entropy",
+        ),
+        (
+            DISTIL.format("(weight * temperature**2 * told + (1 - weight) * hard).item()"),
+            "no gradient flows",
+        ),
+    ],
+    "share_weights": [
+        ("return weight", "different ones came"),
+        (
+            "step = (weight.max() - weight.min()) / (values - 1)\n"
+            "return ((weight - weight.min()) / step).round() * step + weight.min()",
+            "Evenly spaced",
+        ),
+        ("return weight.flatten()", "shape [20, 10, 3, 3] was expected"),
+    ],
 }
 
 
@@ -237,9 +291,9 @@ def with_body(name, body):
     return stub.replace("    ...", textwrap.indent(body, "    "))
 
 
-def test_there_are_three_in_each_of_six_notebooks_and_each_has_its_check():
+def test_there_are_three_in_each_of_seven_notebooks_and_each_has_its_check():
     assert [[*NOTEBOOKS].index(notebook) for notebook, _ in EXERCISES.values()] == [
-        place for place in range(6) for _ in range(3)
+        place for place in range(7) for _ in range(3)
     ]
     assert set(EXERCISES) == set(judge.CHECKS) == set(WRONG)
 

@@ -376,7 +376,7 @@ display({"application/vnd.cvlab.record+json": told}, raw=True)
 @pytest.mark.skipif(not execute.apart(), reason="no unshare on this system")
 def test_whole_notebooks_of_a_class_end_whatever_is_in_them(tmp_path, monkeypatch):
     """Their parameters are theirs, but for the profile; what takes too much is stopped."""
-    seconds = 300 if busy() else 40
+    seconds = 300 if busy() else 25
     monkeypatch.setattr(execute, "SECONDS", seconds)
     monkeypatch.setattr(execute, "FOLDER_BYTES", 2**26)
     bodies = {

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cvlab.data import Batches, ImageData, Split
 from cvlab.lessons.int8.ladder import megabytes
-from cvlab.lessons.int8.quantize import QuantizeError
+from cvlab.lessons.int8.quantize import QuantizeError, weights
 from cvlab.metrics import Score
 from cvlab.paths import replace_atomically
 from cvlab.runtime import Model
@@ -109,12 +109,19 @@ def examine(
         "inputs, outputs": ", ".join(f"{one.name} {one.type[7:-1]} {one.shape}" for one in inputs),
         "operators": ", ".join(f"{n} {kind}" for kind, n in operators.most_common(6)),
         "size": f"{megabytes(file) + _beside(file):.2f} MB",
+        "zeros": f"{_zeros(content):.0%} of the weights",
         "made readable": "; ".join(changed) or "nothing to do",
         "fed": f"{feeding.order}, mean {_short(feeding.mean)}, std {_short(feeding.std)}",
         "classes": ", ".join(feeding.classes),
         "right": seen,
     }
     return Examined(model, feeding.view(sized), about)
+
+
+def _zeros(content: onnx.ModelProto) -> float:
+    """The share of zeros among the weights of convolutions and linear layers, see 08_smaller."""
+    found = [numpy_helper.to_array(stored).ravel() for stored in weights(content).values()]
+    return float(np.mean(np.concatenate(found) == 0)) if found else 0.0
 
 
 def _short(values: tuple[float, ...]) -> str:

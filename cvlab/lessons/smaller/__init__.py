@@ -1,0 +1,1 @@
+"""08: fewer weights, fewer channels, a teacher, fewer bytes."""
