@@ -376,8 +376,6 @@ display({"application/vnd.cvlab.record+json": told}, raw=True)
 @pytest.mark.skipif(not execute.apart(), reason="no unshare on this system")
 def test_whole_notebooks_of_a_class_end_whatever_is_in_them(tmp_path, monkeypatch):
     """Their parameters are theirs, but for the profile; what takes too much is stopped."""
-    seconds = 300 if busy() else 25
-    monkeypatch.setattr(execute, "SECONDS", seconds)
     monkeypatch.setattr(execute, "FOLDER_BYTES", 2**26)
     bodies = {
         "good": LEFT,
@@ -396,12 +394,16 @@ def test_whole_notebooks_of_a_class_end_whatever_is_in_them(tmp_path, monkeypatc
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content))
     handed = collect.collect(tmp_path / "in")
-    lines = execute.execute(handed, ["07"], tmp_path / "marks", 2, False)
+    endless = [one for one in handed if one.student == "loop"]
+    others = [one for one in handed if one not in endless]  # they get time on a busy machine too
+    lines = [*execute.execute(others, ["07"], tmp_path / "marks", 2, False)]
+    monkeypatch.setattr(execute, "SECONDS", 15)
+    lines += execute.execute(endless, ["07"], tmp_path / "marks", 1, False)
     told = {line.split(",")[0]: line for line in lines}
     assert "passed, 1 of 1 claims hold" in told["good"], told
     kept = (tmp_path / "marks" / "executed" / "good" / "07_capstone.ipynb").read_text()
     assert "seed 3, profile smoke" in kept
-    assert f"more than {seconds} s" in told["loop"]
+    assert "more than 15 s" in told["loop"]
     assert "processes" in told["bomb"]
     assert "64 MB or a thousand files" in told["files"]
     assert "failed, 0 of 0 claims hold ZeroDivisionError" in told["deaf"]
