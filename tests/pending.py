@@ -20,5 +20,4 @@ PENDING: dict[str, set[str]] = {
         "the search keeps what may be lost within its limit",
         "the test images do not contradict it",
     },
-    "08_smaller": set(),  # never executed: without outputs, it has nothing to compare yet
 }
