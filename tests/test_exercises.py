@@ -291,6 +291,14 @@ def with_body(name, body):
     return stub.replace("    ...", textwrap.indent(body, "    "))
 
 
+def test_a_share_that_is_right_by_chance_does_not_pass():
+    """With seed 99 as many answers survive a shift by 3 as by 1, to the image."""
+    names = {"torch": torch}
+    exec(with_body("same_answer", WRONG["same_answer"][-1][0]), names)
+    outcome, said = judge.judge(names["same_answer"], seed=99)
+    assert (outcome, "by how many pixels" in said) == ("wrong", True)
+
+
 def test_there_are_three_in_each_of_seven_notebooks_and_each_has_its_check():
     assert [[*NOTEBOOKS].index(notebook) for notebook, _ in EXERCISES.values()] == [
         place for place in range(7) for _ in range(3)
