@@ -13,10 +13,10 @@ def project_root() -> Path:
     return PACKAGE.parent if is_clone else Path.cwd()
 
 
-def profiles_file() -> Path:
-    """`profiles.toml` of the clone, or the copy that the wheel carries."""
-    in_clone = PACKAGE.parent / "notebooks" / "profiles.toml"
-    return in_clone if in_clone.is_file() else PACKAGE / "profiles.toml"
+def carried(file: str) -> Path:
+    """A file of the clone, or where there is no clone the copy of it that the wheel carries."""
+    in_clone = PACKAGE.parent / file
+    return in_clone if in_clone.is_file() else PACKAGE / in_clone.name
 
 
 def wants_stand_in(where: str | os.PathLike) -> bool:

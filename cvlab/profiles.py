@@ -4,7 +4,7 @@ import os
 import tomllib
 from typing import Any
 
-from cvlab.paths import profiles_file
+from cvlab.paths import carried
 
 PROFILES = ("smoke", "class", "full")
 
@@ -15,7 +15,7 @@ class ParameterError(ValueError):
 
 def profiles() -> dict:
     """The budgets: `notebooks/profiles.toml` as a dictionary, notebook -> profile -> knob."""
-    return tomllib.loads(profiles_file().read_text(encoding="utf-8"))
+    return tomllib.loads(carried("notebooks/profiles.toml").read_text(encoding="utf-8"))
 
 
 def check_parameters(name: str, parameters: dict[str, Any]) -> None:

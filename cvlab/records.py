@@ -27,12 +27,6 @@ def store(content: dict) -> None:
         display({MIME: content, "text/plain": ""}, raw=True)
 
 
-def is_record(entry: dict) -> bool:
-    """Is what a notebook stored a record, whole and of the right types?"""
-    texts = all(isinstance(entry.get(key), str) for key in ("name", "unit"))
-    return texts and isinstance(entry.get("tags"), dict) and is_number(entry.get("value"))
-
-
 def is_number(value: Any) -> bool:
     """Is it a finite number? JSON also knows true, NaN and texts."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import tomllib
 
 import matplotlib.pyplot as plt
 import pytest
@@ -11,8 +10,7 @@ import torch
 import cvlab
 from cvlab import machine, plots
 from cvlab.machine import hardware
-from cvlab.paths import profiles_file
-from cvlab.profiles import PROFILES, ParameterError, check_parameters
+from cvlab.profiles import PROFILES, ParameterError, check_parameters, profiles
 from cvlab.run import ClaimsFailed
 
 
@@ -47,14 +45,14 @@ def test_a_wrong_parameter_is_answered_with_the_choices(name, parameters, hint):
 
 def test_none_means_from_the_profile():
     knobs = cvlab.start("01_optimizers", "smoke", epochs=None, rates=[0.5]).knobs
-    budget = tomllib.loads(profiles_file().read_text(encoding="utf-8"))["01_optimizers"]["smoke"]
+    budget = profiles()["01_optimizers"]["smoke"]
     assert knobs.epochs == budget["epochs"]
     assert knobs.rates == [0.5]
 
 
 def test_every_notebook_has_the_same_knobs_in_every_profile():
     """A knob missing in one profile fails an instructor's run hours later."""
-    for name, budgets in tomllib.loads(profiles_file().read_text(encoding="utf-8")).items():
+    for name, budgets in profiles().items():
         knobs = [set(budgets[p]) - {"n_train", "n_val", "n_test"} for p in PROFILES]
         assert knobs[0] == knobs[1] == knobs[2], name
         for profile in PROFILES:

@@ -52,24 +52,26 @@ def distillation_loss(answer: Callable) -> str:
         entropy = -(target.exp() * target).sum(1).mean()
         mirrored = (soft.exp() * (soft - target)).sum(1).mean()
         given = f"temperature {temperature:.3g}, the teacher's share {weight:.3g}"
+
+        def both(part: torch.Tensor, share: float = weight, hard: torch.Tensor = hard):
+            return share * part + (1 - share) * hard
+
+        right = both(square * told)
         hints = {
-            "the square of the temperature is missing.": weight * told + (1 - weight) * hard,
-            "the teacher's share and the labels' are exchanged.": (1 - weight) * square * told
-            + weight * hard,
+            "the square of the temperature is missing.": both(told),
+            "the teacher's share and the labels' are exchanged.": both(square * told, 1 - weight),
             "that is the mean over images and classes; sum over the classes, see "
-            "reduction='batchmean'.": weight * square * told / 5 + (1 - weight) * hard,
+            "reduction='batchmean'.": both(square * told / 5),
             "that is the cross-entropy with the teacher's shares: its gradients are right, but it "
-            "is not 0 where both agree. Subtract the teacher's entropy.": weight
-            * square
-            * (told + entropy)
-            + (1 - weight) * hard,
-            "the divergence is taken from the wrong side: the teacher's shares weigh.": weight
-            * square
-            * mirrored
-            + (1 - weight) * hard,
+            "is not 0 where both agree. Subtract the teacher's entropy.": both(
+                square * (told + entropy)
+            ),
+            "the divergence is taken from the wrong side: the teacher's shares weigh.": both(
+                square * mirrored
+            ),
         }
         got = ask(answer, logits.clone().requires_grad_(), teacher, labels, temperature, weight)
-        expect(got, weight * square * told + (1 - weight) * hard, given, hints)
+        expect(got, right, given, hints)
         if not isinstance(got, torch.Tensor) or not got.requires_grad:
             raise Wrong(f"{given}: right, but no gradient flows to the student; use torch.")
     return "four losses are torch's, and gradients flow."

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cvlab.records import MIME, OUTCOMES, OWN_TIME, is_number, is_record
+from cvlab.records import MIME, OUTCOMES, OWN_TIME, is_number
 
 if TYPE_CHECKING:  # a command that reads no notebook shall not wait for it
     from nbformat import NotebookNode
@@ -60,7 +60,7 @@ def read(path: Path, hide: Callable[[str], str] = str) -> Executed:
 
 def _told_by(content: "NotebookNode", name: str, status: str) -> Executed:
     stored = stored_in(content)
-    measured = [entry for entry in stored if is_record(entry)]
+    measured = [entry for entry in stored if _is_record(entry)]
     papermill = content.metadata.get("papermill") or {}
     own = [record["value"] for record in measured if record["name"] == OWN_TIME]
     seconds = [s for s in (papermill.get("duration"), *own) if is_number(s)]
@@ -108,3 +108,9 @@ def mixture(records: Iterable[Mapping]) -> str:
     names = devices(records)
     told = f"Measured on {len(names)} machines, whose times do not compare: {'; '.join(names)}."
     return told if len(names) > 1 else ""
+
+
+def _is_record(entry: dict) -> bool:
+    """Is what a notebook stored a record, whole and of the right types?"""
+    texts = all(isinstance(entry.get(key), str) for key in ("name", "unit"))
+    return texts and isinstance(entry.get("tags"), dict) and is_number(entry.get("value"))

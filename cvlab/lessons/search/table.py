@@ -31,7 +31,7 @@ from cvlab.data import ImageData
 from cvlab.lessons.search.networks import TunableCNN
 from cvlab.machine import hardware, versions
 from cvlab.models import summary
-from cvlab.paths import PACKAGE, project_root, replace_atomically
+from cvlab.paths import carried, project_root, replace_atomically
 from cvlab.show import progress
 from cvlab.train import Training, TrainingDiverged, fit
 
@@ -58,6 +58,7 @@ BUDGET = {  # of a training; an epoch is one of the parts of one pass over the i
 SEEDS = (0, 1)
 CHECKED, CHECK_SEED = 20, 2  # so many points, drawn at random, are trained with a third seed
 COMMAND = "python -m cvlab table"
+OWN = "data/results/04_table.npz"  # the project's
 Pair = tuple[int, int]  # a point's number, and a seed
 Row = dict[str, Any]  # of a journal, see `train_point`
 
@@ -89,8 +90,7 @@ class Table:
         Raises:
             TableError: there is none, or it is of another grid than this code's.
         """
-        own = default_file()
-        path = path or (own if own.exists() else PACKAGE / own.name)
+        path = path or carried(OWN)
         if not path.exists():
             raise TableError(f"There is no table {path}. Make it: {COMMAND}")
         with np.load(path) as file:
@@ -124,7 +124,7 @@ def turned(one: np.ndarray, other: np.ndarray) -> float:
 
 def default_file() -> Path:
     """Where the project's own table lies."""
-    return project_root() / "data" / "results" / "04_table.npz"
+    return project_root() / OWN
 
 
 def checked_points() -> list[int]:

@@ -31,15 +31,6 @@ WAYS = {  # how a network becomes sparse -> may it learn again, and is it pruned
 }
 
 
-def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
-    """True where a weight stays: all but the smallest share `sparsity`, by absolute value."""
-    drop = round(sparsity * weight.numel())
-    order = weight.abs().flatten().argsort()
-    mask = torch.ones(weight.numel(), dtype=torch.bool)
-    mask[order[:drop]] = False
-    return mask.view_as(weight)
-
-
 def weights(net: nn.Module) -> list[tuple[nn.Module, str]]:
     """Every weight of a convolution or linear layer, as `torch.nn.utils.prune` names them."""
     return [(module, "weight") for module in net.modules() if isinstance(module, WEIGHTED)]
