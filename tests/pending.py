@@ -6,9 +6,4 @@ said.
 """
 
 PENDING: dict[str, set[str]] = {
-    "06_int8": {
-        "where the CPU has VNNI, INT8 is faster than float",
-        "the search keeps what may be lost within its limit",
-        "the test images do not contradict it",
-    },
 }
