@@ -17,7 +17,7 @@ from cvlab.tools.executed import stored_in
 
 NOTEBOOKS = {
     path.stem: nbformat.read(path, as_version=4)
-    for path in sorted((Path(__file__).parent.parent / "notebooks").glob("0[1-68]*.ipynb"))
+    for path in sorted((Path(__file__).parent.parent / "notebooks").glob("0[1-689]*.ipynb"))
 }
 EXERCISES = {  # name -> (notebook, number)
     re.search(r"run\.(?:check|use)\(\s*(\w+)", cell.source)[1]: (name, cell.id[-1])
@@ -34,6 +34,13 @@ DISTIL = """F = torch.nn.functional
 s, t = (F.log_softmax(x / temperature, 1) for x in (logits, teacher))
 told = F.kl_div(s, t, reduction="batchmean", log_target=True)
 hard = F.cross_entropy(logits, labels)
+return {}"""
+MUON = """X = gradient / gradient.norm()
+for _ in range(steps):
+    A = X @ X.T
+    X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+return X"""
+WHITEN = """values, vectors = torch.linalg.eigh(torch.cov(patches.T))
 return {}"""
 # Exercise -> (a wrong body of the stub, a part of what its learner must be told).
 WRONG = {
@@ -268,6 +275,72 @@ WRONG = {
         ),
         ("return weight.flatten()", "shape [20, 10, 3, 3] was expected"),
     ],
+    "orthogonalise": [
+        (MUON.replace(" / gradient.norm()", ""), "divide by the norm first"),
+        (MUON.replace("norm()", "norm(dim=1, keepdim=True)"), "was expected at place"),
+        (
+            MUON.replace("gradient.norm()", "torch.linalg.norm(gradient, 2)"),
+            "divided by the largest singular value",
+        ),
+        ("return gradient", "as it was"),
+        (MUON.replace("steps", "steps - 1"), "after 0 steps"),
+        (MUON.replace("steps", "5"), "after 5 steps"),
+        (
+            MUON.replace("-4.7750", "z").replace("2.0315", "-4.7750").replace("z", "2.0315"),
+            "exchanged",
+        ),
+        (MUON.replace("-4.7750", "4.7750"), "b is negative"),
+        (MUON.replace("A @ A", "A**2"), "a product of matrices"),
+        (
+            MUON.replace("for _", "A = X @ X.T\nfor _").replace("    A = X @ X.T\n", ""),
+            "anew in each step",
+        ),
+        (MUON.replace("A = X @ X.T", "A = X.T @ X"), "cannot be multiplied"),
+        (
+            "U, _, Vh = torch.linalg.svd(gradient, full_matrices=False); return U @ Vh",
+            "U V^T itself",
+        ),
+        (MUON.replace("X = gradient /", "X = gradient.bfloat16() /"), "rounded to bfloat16"),
+        (MUON.replace("return X", "return X.float().numpy()"), "a tensor was expected"),
+    ],
+    "training_operations": [
+        ("return 2 * multiplications * images * passes", "forward alone"),
+        ("return 3 * multiplications * images * passes", "two operations"),
+        ("return 4 * multiplications * images * passes", "twice as much: it makes"),
+        ("return multiplications * images * passes", "these are the multiply-accumulates"),
+        ("return 6 * multiplications * images", "one pass"),
+        ("return 6 * multiplications * passes", "one image"),
+        ("return 6e-12 * multiplications * images * passes", "in trillions"),
+    ],
+    "whitening_filters": [
+        (WHITEN.format("vectors / (values + 5e-4).sqrt()"), "stand in columns"),
+        (WHITEN.format("vectors.T"), "have length 1"),
+        (WHITEN.format("(vectors / (values + 5e-4)).T"), "divide by their roots"),
+        (WHITEN.format("(vectors * (values + 5e-4).sqrt()).T"), "multiplied by the roots"),
+        (WHITEN.format("vectors.T / (values + 5e-4).sqrt()"), "along the wrong dimension"),
+        (WHITEN.format("(vectors / values.sqrt()).T"), "5e-4 is missing"),
+        (WHITEN.format("(vectors / (values.sqrt() + 5e-4)).T"), "not beside it"),
+        (WHITEN.format("(vectors / (len(patches) * values + 5e-4).sqrt()).T"), "not 1"),
+        (
+            WHITEN.replace("torch.cov(patches.T)", "patches.T @ patches / len(patches)").format(
+                "(vectors / (values + 5e-4).sqrt()).T"
+            ),
+            "their mean is still in it",
+        ),
+        (
+            WHITEN.replace("patches.T", "patches").format("(vectors / (values + 5e-4).sqrt()).T"),
+            "give it patches.T",
+        ),
+        (
+            WHITEN.format("patches @ (vectors / (values + 5e-4).sqrt())"),
+            "not their answers to the patches",
+        ),
+        ("return torch.cov(patches.T)", "that is the covariance"),
+        (
+            "return torch.diag(1 / (patches.var(0) + 5e-4).sqrt())",
+            "still correlate",
+        ),
+    ],
 }
 
 
@@ -299,9 +372,9 @@ def test_a_share_that_is_right_by_chance_does_not_pass():
     assert (outcome, "by how many pixels" in said) == ("wrong", True)
 
 
-def test_there_are_three_in_each_of_seven_notebooks_and_each_has_its_check():
+def test_there_are_three_in_each_of_eight_notebooks_and_each_has_its_check():
     assert [[*NOTEBOOKS].index(notebook) for notebook, _ in EXERCISES.values()] == [
-        place for place in range(7) for _ in range(3)
+        place for place in range(8) for _ in range(3)
     ]
     assert set(EXERCISES) == set(judge.CHECKS) == set(WRONG)
 
@@ -339,6 +412,23 @@ def test_a_usual_mistake_is_named(name, body, hint):
     found, said = outcome(name, with_body(name, body))
     assert found == "wrong"
     assert hint in said
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        WHITEN.format("(vectors / (values + 5e-4).sqrt()).T.flip(0) * -1"),
+        WHITEN.format("vectors / (values + 5e-4).sqrt() @ vectors.T"),  # ZCA
+        "covariance = torch.cov(patches.T) + 5e-4 * torch.eye(patches.shape[1])\n"
+        "return torch.linalg.inv(torch.linalg.cholesky(covariance))",
+        "_, S, Vh = torch.linalg.svd(patches - patches.mean(0), full_matrices=False)\n"
+        "return Vh / (S**2 / len(patches) + 5e-4).sqrt()[:, None]",
+    ],
+)
+def test_whatever_whitens_is_right(body):
+    """Order, signs and rotations of the filters are not asked for."""
+    found, said = outcome("whitening_filters", with_body("whitening_filters", body))
+    assert found == "solved", said
 
 
 def test_an_error_in_the_answer_names_its_line():

@@ -52,6 +52,15 @@ def several(result: Any, count: int) -> tuple:
     return tuple(result)
 
 
+def numbers(result: Any, given: str) -> torch.Tensor:
+    """An answer's numbers in float64; what is none is `Wrong`. `given` says what was asked."""
+    try:
+        return torch.as_tensor(result, dtype=torch.float64).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        told = f"numbers were expected, {type(result).__name__} came."
+        raise Wrong(f"{given}: {told}") from error
+
+
 def expect(
     got: Any,
     right: Any,
@@ -69,10 +78,7 @@ def expect(
         Wrong: they differ; a known mistake is named, else what came and what was expected.
     """
     right = torch.as_tensor(right, dtype=torch.float64)
-    try:
-        got = torch.as_tensor(got, dtype=torch.float64).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise Wrong(f"{given}: numbers were expected, {type(got).__name__} came.") from error
+    got = numbers(got, given)
     if got.shape != right.shape:
         raise Wrong(f"{given}: shape {[*right.shape]} was expected, {[*got.shape]} came.")
     if _close(got, right, tolerance):

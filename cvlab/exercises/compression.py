@@ -5,13 +5,12 @@ Each takes the learner's function and returns what to say when it is right; see 
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from cvlab.exercises.answers import SEED, Wrong, ask, cases, expect
+from cvlab.exercises.answers import SEED, Wrong, ask, cases, expect, numbers
 
 
 def magnitude_mask(answer: Callable) -> str:
@@ -84,19 +83,15 @@ def share_weights(answer: Callable) -> str:
     torch.manual_seed(SEED.get())
     for shape, values in cases([((20, 10, 3, 3), 16), ((300,), 4)], lambda c: ((400,), 8), 1):
         weight = torch.randn(shape)
-        numbers, given = weight.reshape(-1, 1).numpy(), f"{weight.numel()} numbers, {values} values"
-        best = KMeans(values, n_init=3, random_state=0).fit(numbers).inertia_
-        got = ask(answer, weight.clone(), values)
-        try:
-            found = np.asarray(got, dtype=np.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise Wrong(f"{given}: numbers were expected, {type(got).__name__} came.") from error
+        column, given = weight.reshape(-1, 1).numpy(), f"{weight.numel()} numbers, {values} values"
+        best = KMeans(values, n_init=3, random_state=0).fit(column).inertia_
+        found = numbers(ask(answer, weight.clone(), values), given)
         if found.shape != weight.shape:
             raise Wrong(f"{given}: shape {[*shape]} was expected, {[*found.shape]} came.")
-        many = len(np.unique(found))
+        many = len(found.unique())
         if many > values:
             raise Wrong(f"{given}: {many} different ones came.")
-        error = ((found - weight.numpy()) ** 2).sum()
+        error = ((found - weight) ** 2).sum()
         if not error <= 1.5 * best:
             told = f"the squared errors add up to {error:.3g}, with k-means to {best:.3g}"
             raise Wrong(f"{given}: {told}. Evenly spaced values are not where the weights are.")

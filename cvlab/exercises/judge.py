@@ -1,15 +1,15 @@
 """Exercises that answer back: a learner's function is compared with a reference.
 
-The stub in a notebook and its check, in `networks`, `deployment` or `compression`, have the same
-name. A check calls the learner's function and judges what comes back by `answers`; it knows the
-usual mistakes and names them. `cvlab.run.Run.check` prints and stores the outcome.
+The stub in a notebook and its check, in `networks`, `deployment`, `compression` or `speed`,
+have the same name. A check calls the learner's function and judges what comes back by `answers`;
+it knows the usual mistakes and names them. `cvlab.run.Run.check` prints and stores the outcome.
 """
 
 from collections.abc import Callable
 
 import torch
 
-from cvlab.exercises import compression, deployment, networks
+from cvlab.exercises import compression, deployment, networks, speed
 from cvlab.exercises.answers import SEED, NotAttempted, Wrong
 
 CHECKS: dict[str, Callable[[Callable], str]] = {
@@ -22,6 +22,7 @@ CHECKS: dict[str, Callable[[Callable], str]] = {
         *(deployment.milliseconds, deployment.fold, deployment.to_file),
         *(deployment.to_uint8, deployment.scale_and_zero_point, deployment.fake_quantize),
         *(compression.magnitude_mask, compression.distillation_loss, compression.share_weights),
+        *(speed.orthogonalise, speed.training_operations, speed.whitening_filters),
     )
 }
 
