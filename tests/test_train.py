@@ -16,6 +16,7 @@ from cvlab.train import (
     CheckpointError,
     Training,
     TrainingDiverged,
+    autocast,
     evaluate,
     fit,
     one_cycle,
@@ -270,3 +271,20 @@ def test_a_budget_says_what_each_contestant_gets(drawn):
     assert "passes: 1.5, 50 a batch; rate its own; seeds: 2" in line
     assert line.endswith(f"judged on the same {len(drawn.val)} validation images.")
     assert how().budget(drawn, "any", 1, "by their loss").endswith("; judged by their loss.")
+
+
+def test_depthwise_convolutions_train_in_float_under_bf16():
+    """Their gradients in bf16 take many times as long: a silent loss of most of the speed."""
+    images, cpu = torch.randn(2, 4, 8, 8), torch.device("cpu")
+    depthwise, dense = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3)
+    with autocast(cpu, "bf16"):
+        outputs = [layer(images) for layer in (depthwise, dense)]
+        with torch.inference_mode():
+            answered = depthwise(images)
+    assert {output.dtype for output in (*outputs, answered)} == {torch.bfloat16}
+    exact, rounded = (layer(images).bfloat16() for layer in (depthwise, dense))
+    assert torch.equal(outputs[0], exact)  # the inputs were not rounded first
+    assert not torch.equal(outputs[1], rounded)
+    assert not torch.equal(answered, exact)
+    outputs[0].sum().backward()
+    assert depthwise.weight.grad.dtype == torch.float32
