@@ -5,5 +5,4 @@ names the claims that are published in words that its code no longer has; all ot
 said.
 """
 
-PENDING: dict[str, set[str]] = {
-}
+PENDING: dict[str, set[str]] = {}

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LESSONS = ["environment", "optimizers", "pooling", "pretrained", "search", "engines", "int8"]
-LESSONS += ["capstone", "smaller"]  # in the notebooks' order
+LESSONS += ["capstone", "smaller", "fast"]  # in the notebooks' order
 MODULES = [p.relative_to(ROOT) for p in sorted((ROOT / "cvlab").rglob("*.py"))]
 CALLED = {  # reached when they are called: by `Run.check`, and for a file of a network of the zoo
     ("cvlab.run", "cvlab.exercises.judge"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cvlab import sources
-from cvlab.machine import limit_threads
+from cvlab.machine import hardware, limit_threads
 from cvlab.paths import as_json, data_folder, project_root, store_text
 from cvlab.profiles import PROFILES, ParameterError
 from cvlab.tools import runner
@@ -131,6 +131,13 @@ def _add_models(commands) -> None:
     table.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
     table.add_argument("--out", type=Path, help="default: data/results/04_table.npz")
     table.set_defaults(do=_table)
+    fast = commands.add_parser("fast", help="train 09's record: a log, and what it shows")
+    fast.add_argument("--log", type=Path, help="default: runs/09_fast.jsonl")
+    fast.add_argument("--seeds", type=_positive, default=10, help="0 to N - 1 (10)")
+    fast.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
+    fast.add_argument("--check", action="store_true", help="only say what the log shows")
+    fast.add_argument("--store", action="store_true", help="in data/results, for 09 to show")
+    fast.set_defaults(do=_fast)
     quantize = commands.add_parser("quantize", help="make an ONNX classifier INT8, still right")
     inspect = commands.add_parser("inspect", help="what an ONNX classifier is and how it is fed")
     for command in (inspect, quantize):
@@ -308,6 +315,29 @@ def _table(options) -> int:
         return 1
     print(f"Written: {table.pack(journal, options.out or table.default_file())}")
     return 0
+
+
+def _fast(options) -> int:
+    from cvlab import data
+    from cvlab.lessons.fast import record
+
+    log = options.log or project_root() / "runs" / "09_fast.jsonl"
+    if options.check:
+        lines = record.read(log)
+    else:
+        images = record.everything(data.load("cifar10", options.data))
+        seeds = range(options.seeds)
+        try:
+            lines = record.keep_log(log, images, record.RECIPE, seeds, hardware().device)
+        except KeyboardInterrupt:
+            print(f"\nStopped. {log} is kept; the same command goes on.", file=sys.stderr)
+            return 1
+    print(record.table(lines).to_string(float_format="{:.4f}".format))
+    shown = record.verdict(lines)
+    print(shown)
+    if options.store:
+        store_text(as_json(record.stored(lines)), project_root() / record.PUBLISHED)
+    return 0 if shown.endswith(": shown") else 1
 
 
 def _stated(options) -> dict[str, object]:

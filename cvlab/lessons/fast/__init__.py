@@ -1,0 +1,1 @@
+"""09: as good as possible in so many seconds."""
