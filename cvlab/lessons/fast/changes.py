@@ -21,7 +21,7 @@ TUTORIAL = Recipe(
     augment=False,
     whitened=False,
     muon=False,
-    mirrored=False,
+    four_views=False,
 )
 
 CHANGES = {  # in the order made: name -> what changes
@@ -36,7 +36,7 @@ CHANGES = {  # in the order made: name -> what changes
     "Muon": {"muon": True},
     "small images first": {"sizes": (24, 28, 32)},
     "the mean of the last weights": {"averaged": True},
-    "an answer for the mirror image too": {"mirrored": True},
+    "answers for four views": {"four_views": True},
     "compiled": {"compiled": True},
 }
 FIRST = "the tutorial's loop"

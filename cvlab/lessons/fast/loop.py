@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from cvlab.data import ImageData, Split
+from cvlab.data import Batches, ImageData, Split
 from cvlab.lessons.fast.network import Conv, FastNet, whitening
 from cvlab.machine import import_torchvision
 from cvlab.show import progress
@@ -43,7 +43,7 @@ class Recipe:
     muon: bool = True
     sizes: tuple[int, ...] = (32,)  # pixels a side, each for an equal part of the steps
     averaged: bool = False  # the weights of the last steps
-    mirrored: bool = True  # an answer is the mean of those for an image and its mirror image
+    four_views: bool = True  # an answer is the mean of four: of the image, mirrored, moved, both
     compiled: bool = False
 
 
@@ -176,16 +176,16 @@ def _batches(
     """As many batches as there are steps, an equal part of them for each of `sizes`."""
     done, epoch, layout = 0, 0, _layout(recipe)
     for part, size in enumerate(recipe.sizes, 1):
-        feed = _feed(data, recipe, size, seed, device)
+        batches_of = feed(data, recipe, size, seed, device)
         until = steps * part // len(recipe.sizes)
         while done < until:
-            for images, labels in islice(feed(epoch), until - done):
+            for images, labels in islice(batches_of(epoch), until - done):
                 yield images.to(device, memory_format=layout), labels.to(device)
                 done += 1
             epoch += 1
 
 
-def _feed(
+def feed(
     data: ImageData, recipe: Recipe, size: int, seed: int, device: torch.device
 ) -> Callable[[int], Iterable]:
     """A function of the epoch that gives its batches."""
@@ -193,10 +193,36 @@ def _feed(
         loader = tutorial_loader(data, recipe.batch_size)
         return lambda epoch: loader
     view = replace(data, size=None if size == data.train.images.shape[-1] else size)
-    feed = view.batches(
-        "train", recipe.batch_size, augment=recipe.augment, seed=seed, device=device
-    )
-    return feed.epoch
+    batch, split = recipe.batch_size, data.train
+    if recipe.augment:
+        return TakingTurns(view, split, batch, True, True, device, seed, 1).epoch
+    return Batches(view, split, batch, True, False, device, seed, 1).epoch
+
+
+class TakingTurns(Batches):
+    """Batches whose images are mirrored in every second epoch, and moved by 2 pixels at most.
+
+    Chance shows half of the images the same side twice in two epochs; this shows all of them both.
+    Source: Jordan, 2024 (airbench).
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        random = torch.Generator(self.device).manual_seed(self.seed)
+        self.first = torch.rand(len(self.split), generator=random, device=self.device) < 0.5
+        self.turn = False
+
+    def epoch(self, n: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """As of `Batches`; those of one epoch are to be taken before the next is begun."""
+        self.turn = bool(n % 2)
+        return super().epoch(n)
+
+    def _augmented(self, rows: Tensor, random: torch.Generator) -> Tensor:
+        down, right = torch.randint(2, 7, (2, len(rows)), generator=random, device=self.device)
+        images = self.crops[rows, down, right]  # of 9 x 9 places; the fifth moves nothing
+        mirrored = self.first[rows] ^ self.turn
+        images[mirrored] = images[mirrored].flip(2)
+        return images
 
 
 def orthogonalise(gradient: Tensor, steps: int) -> Tensor:
@@ -242,17 +268,18 @@ def tutorial_loader(data: ImageData, batch_size: int) -> DataLoader:
 
 
 def judge(trained: Trained, data: ImageData, split: Split, device: torch.device) -> Tensor:
-    """Logits for all of `split`, float [N, classes]; with `mirrored` as the recipe says."""
+    """Logits for all of `split`, float [N, classes]; with `four_views` means of four for each."""
     trained.net.eval()
     answers, layout = [], _layout(trained.recipe)
     precision = choose_precision(device, trained.recipe.precision)
     with torch.inference_mode(), autocast(device, precision):
         for images, _ in data.batches(split, 500, device=device).epoch():
-            images = images.contiguous(memory_format=layout)
-            logits = trained.net(images).float()
-            if trained.recipe.mirrored:
-                logits = (logits + trained.net(images.flip(3)).float()) / 2
-            answers.append(logits)
+            views = [images]
+            if trained.recipe.four_views:
+                moved = F.pad(images, (1, 0, 1, 0), mode="reflect")[:, :, :-1, :-1]
+                views = [images, images.flip(3), moved, moved.flip(3)]
+            views = [view.contiguous(memory_format=layout) for view in views]
+            answers.append(sum(trained.net(view).float() for view in views) / len(views))
     return torch.cat(answers).cpu()
 
 
