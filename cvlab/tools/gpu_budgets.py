@@ -39,17 +39,16 @@ def budgets(given: Context) -> Iterator[Row]:
         except ModuleNotFoundError as error:  # a machine with a GPU may be bare otherwise
             yield left_out(notebook, f"{error.name} is not installed")
             continue
-        on = {"images": unit.images, "source": given.data.source}
-        yield spread(f"{notebook}, {unit.what}", unit.seconds, "s", **on)
+        what = f"{notebook}, {unit.what}, {unit.images:,} of {unit.of:,} images"
+        yield spread(what, unit.seconds, "s", source=given.data.source)
         minutes = median(unit.seconds) * unit.of / unit.images * unit.count / 60
-        about = {"units": unit.count, "images": unit.of, "timed_on": unit.images}
-        yield number(f"{notebook}, estimate of {profile}", minutes, "min", **about)
+        what = f"{notebook}, estimate of {profile}, {unit.count:,.0f} times that"
+        yield number(what, minutes, "min", units=unit.count)
 
 
-def few(given: Context, data: ImageData, images: int) -> ImageData:
-    """`images` of `data`, as far as a unit may have so many; a ninth of that to judge by."""
-    n = min(images, given.sizes.unit_images)
-    return data.take(n_train=n, n_val=max(32, n // 9))
+def few(data: ImageData, images: int) -> ImageData:
+    """`images` of `data`, and a ninth of that to judge by."""
+    return data.take(n_train=images, n_val=max(32, images // 9))
 
 
 def timed(history: History) -> list[float]:
@@ -67,7 +66,8 @@ def fitted(
     count: float,
 ) -> Unit:
     """A unit that is an epoch of `fit`."""
-    data, how = few(given, images, of), replace(how, epochs=given.sizes.unit_epochs)
+    data = few(images, min(of, given.sizes.unit_images))
+    how = replace(how, epochs=given.sizes.unit_epochs)
     history = fit(net, data, how, device=given.device, what=None)
     return Unit(what, timed(history), len(data.train), of, count)
 
@@ -95,15 +95,14 @@ def pretrained(given: Context, knobs: SimpleNamespace) -> Unit:
     """03: fine-tuning, timed from random weights."""
     from cvlab.lessons.pretrained import finetune, zoo
 
-    data = zoo.as_seen_by(zoo.card(knobs.model), few(given, given.data, CIFAR10), knobs.size)
+    images = few(given.data, given.sizes.large_images)
+    data = zoo.as_seen_by(zoo.card(knobs.model), images, knobs.size)
     recipe = SimpleNamespace(**vars(knobs) | {"epochs": given.sizes.unit_epochs, "patience": None})
-    net, run = (
-        zoo.build(knobs.model, len(data.classes)),
-        SimpleNamespace(device=given.device, seed=0),
-    )
-    history = finetune.train(net, data, recipe, run)
-    what, images = f"an epoch of {knobs.model}, {knobs.size} px", len(data.train) // knobs.parts
-    return Unit(what, timed(history), images, CIFAR10 // knobs.parts, knobs.epochs)
+    net = zoo.build(knobs.model, len(data.classes))
+    history = finetune.train(net, data, recipe, SimpleNamespace(device=given.device, seed=0))
+    what = f"an epoch of {knobs.model}, {knobs.size} px"
+    on, of = len(data.train) // knobs.parts, CIFAR10 // knobs.parts
+    return Unit(what, timed(history), on, of, knobs.epochs)
 
 
 def search(given: Context, knobs: SimpleNamespace) -> Unit:
@@ -112,17 +111,14 @@ def search(given: Context, knobs: SimpleNamespace) -> Unit:
 
     from cvlab.lessons.search.tune import KNOWN, Objective
 
-    data, trials = (
-        few(given, given.data, knobs.search_images),
-        [FixedTrial(KNOWN) for _ in range(2)],
-    )
+    data = few(given.data, min(knobs.search_images, given.sizes.unit_images))
     budget = len(data.train), knobs.search_epochs, len(data.val), knobs.search_parts
-    for trial in trials:  # the first warms up
+    for trial in (FixedTrial(KNOWN), FixedTrial(KNOWN)):  # the first warms up
         Objective(data, "better", *budget, device=given.device)(trial)
-    seconds, images = trials[1].user_attrs["seconds"], len(data.train)
-    in_time = knobs.search_seconds / (seconds * knobs.search_images / images)
+    seconds, of = trial.user_attrs["seconds"], knobs.search_images
+    in_time = knobs.search_seconds / (seconds * of / len(data.train))
     count = 2 * min(knobs.search_trials, in_time)
-    return Unit("a trial of what we knew", [seconds], images, knobs.search_images, count)
+    return Unit("a trial of what we knew", [seconds], len(data.train), of, count)
 
 
 def capstone(given: Context, knobs: SimpleNamespace) -> Unit:

@@ -49,6 +49,7 @@ class Sizes:
     memory_batches: tuple[int, ...] = (128, 512, 2048)
     profile: str = "full"  # whose units are timed
     unit_images: int = 45_000  # of a unit, at most
+    large_images: int = 45_000  # of 03's unit, which enlarges them
     unit_epochs: int = 3  # that a unit is timed for; the first one warms up
 
 
@@ -61,7 +62,8 @@ ON_CPU = Sizes(
     calls=10,
     tries=1,
     memory_batches=(64, 256),
-    unit_images=32,
+    unit_images=1280,
+    large_images=32,
     unit_epochs=2,
 )
 
@@ -106,7 +108,8 @@ def number(what: str, value: float, unit: str, **tags: Any) -> Row:
 def spread(what: str, values: Sequence[float], unit: str, **tags: Any) -> Row:
     """A row of something measured several times: the median, with p10, p90 and n."""
     p10, median, p90 = map(float, np.percentile(values, [10, 50, 90]))
-    return number(what, median, unit, p10=p10, p90=p90, n=len(values), **tags)
+    ends = {"p10": p10, "p90": p90} if len(values) > 1 else {}
+    return number(what, median, unit, n=len(values), **ends, **tags)
 
 
 def holds(what: str, true: bool) -> Row:
@@ -177,8 +180,10 @@ def read(out: Path) -> dict[str, dict[str, dict]]:
 
 
 def _judged(outcome: str, rows: Sequence[Row]) -> str:
+    """A part's outcome, which is not done where something does not hold."""
     wrong = [row["what"] for row in rows if not row.get("holds", True)]
-    return f"failed: it does not hold that {'; '.join(wrong)}" if wrong else outcome
+    failed = f"failed: it does not hold that {'; '.join(wrong)}"
+    return failed if wrong and outcome == DONE else outcome
 
 
 def _messages(part: Part, given: Context, seconds: float) -> Iterator[Row | str]:
@@ -195,8 +200,8 @@ def _messages(part: Part, given: Context, seconds: float) -> Iterator[Row | str]
             if here.poll(max(0.0, until - time.monotonic())):
                 found = here.recv()
             yield found
-    except EOFError:
-        process.join()
+    except (EOFError, ConnectionError):
+        process.join(10)
         yield f"failed: its process died, exit code {process.exitcode}"
     finally:
         _end(process)
