@@ -49,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
     bench.add_argument("--out", type=Path, help="also store the numbers in this JSON file")
     bench.set_defaults(do=_bench)
+    gpu = commands.add_parser("gpu-check", help="try and time on a GPU what needs one")
+    gpu.add_argument("--part", nargs="+", default=[], metavar="NAME", help="default: all of them")
+    gpu.add_argument("--seconds", type=_positive, default=540, help="that a part may take (540)")
+    gpu.add_argument("--data", default="auto", help="a folder, or 'synthetic'")
+    gpu.add_argument("--out", type=Path, help="default: data/results/gpu_check.json")
+    gpu.set_defaults(do=_gpu_check)
     address = commands.add_parser("address", help="show or set where this lies on GitHub")
     address.add_argument("to", nargs="?", metavar="OWNER/NAME", help="default: show it")
     address.set_defaults(do=_address)
@@ -421,6 +427,20 @@ def _bench(options) -> int:
         if options.out:  # after each: what was measured is kept, whatever happens to the next
             store_text(as_json(content), options.out)
     return 0
+
+
+def _gpu_check(options) -> int:
+    from cvlab.tools import gpu_check, gpu_parts
+
+    parts = gpu_parts.choose(options.part)
+    out = options.out or project_root() / "data" / "results" / "gpu_check.json"
+    try:
+        good = gpu_check.check(parts, gpu_check.Context(options.data), out, options.seconds)
+    except KeyboardInterrupt:
+        print("\nStopped. What was measured is kept; name the other parts.", file=sys.stderr)
+        return 130
+    print(f"Written: {out}")
+    return 0 if good else 1
 
 
 def _address(options) -> int:

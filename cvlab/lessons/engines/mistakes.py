@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from cvlab.bench import Call, context, time_calls
+from cvlab.bench import Call, context, synchronise, time_calls
 from cvlab.lessons.engines import calls
 from cvlab.show import each
 
@@ -122,13 +122,19 @@ def batch_against_new_session(pair: Pair) -> tuple[float, float]:
 
 def unsynchronised(pair: Pair) -> tuple[float, float]:
     """On a GPU: PyTorch's call returns when the work is ordered, not when it is done."""
-    call, seconds = calls.pytorch(pair.net, pair.images, 1, device="cuda"), []
-    for _ in range(2 * CALLS):
-        torch.cuda.synchronize()
+    call = calls.pytorch(pair.net, pair.images, 1, device="cuda")
+    return float(np.median(not_awaited(call, 2 * CALLS)[CALLS:])), median(pair.onnx())
+
+
+def not_awaited(call: Call, n: int) -> np.ndarray:
+    """Seconds until each of `n` calls returns, float [n]: on a GPU its work is not done then."""
+    seconds = np.empty(n)
+    for i in range(n):
+        synchronise()
         start = time.perf_counter()
         call()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds[CALLS:])), median(pair.onnx())
+        seconds[i] = time.perf_counter() - start
+    return seconds
 
 
 FOR_ONNX = (first_call, with_gradients, one_thread, with_preprocessing, spinning)
