@@ -286,3 +286,11 @@ def test_an_unknown_part_is_refused_before_anything_runs(capsys):
 def test_what_was_not_measured_is_no_row():
     with pytest.raises(ValueError, match="loss: nan was measured"):
         gpu_check.number("loss", float("nan"), "nats")
+
+
+def test_the_record_is_tried_and_judged_on_the_test_images(given):
+    rows = by_name(gpu_parts.record(given))
+    accuracy = rows["09, 0.04 passes, mean test accuracy"]
+    assert 0 <= accuracy["value"] <= 1
+    assert rows["its seconds, answers included"]["value"] > 0
+    assert len(rows) == 2  # the stand-in promises nothing

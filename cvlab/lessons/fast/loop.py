@@ -220,9 +220,8 @@ class TakingTurns(Batches):
     def _augmented(self, rows: Tensor, random: torch.Generator) -> Tensor:
         down, right = torch.randint(2, 7, (2, len(rows)), generator=random, device=self.device)
         images = self.crops[rows, down, right]  # of 9 x 9 places; the fifth moves nothing
-        mirrored = self.first[rows] ^ self.turn
-        images[mirrored] = images[mirrored].flip(2)
-        return images
+        mirrored = (self.first[rows] ^ self.turn)[:, None, None, None]
+        return torch.where(mirrored, images.flip(2), images)  # a mask would make a GPU wait
 
 
 def orthogonalise(gradient: Tensor, steps: int) -> Tensor:
