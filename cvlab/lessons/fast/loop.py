@@ -20,7 +20,8 @@ from cvlab.show import progress
 from cvlab.train import autocast, choose_precision
 
 # Learning rates for a loss that is summed over the batch, all but Muon's as in airbench. With the
-# sum a step grows with its batch, so that twice the batch in half the steps goes as far.
+# sum a step grows with its batch, so that twice the batch in half the steps goes as far. Muon's
+# step has a length of its own: its rate is for batches of 500, and grows with the batch's root.
 HEAD, BIASES, MUON, SGD = 0.67, 0.053, 0.18, 0.0015
 DECAY = 2e-6  # of the head's and the biases' weights, for each image of a batch
 STEM_LEARNS = 3 / 8  # of the steps: then its biases stay, and nothing is sent back to it
@@ -161,7 +162,8 @@ def optimizers(net: FastNet, recipe: Recipe) -> list[optim.Optimizer]:
     ]
     made = []
     if recipe.muon:
-        made.append(Muon(matrices, lr=MUON, momentum=0.6, weight_decay=0.0, ns_steps=3))
+        rate = MUON * (recipe.batch_size / 500) ** 0.5
+        made.append(Muon(matrices, lr=rate, momentum=0.6, weight_decay=0.0, ns_steps=3))
     else:
         groups.append({"params": matrices, "lr": SGD})
     made.append(optim.SGD(groups, lr=SGD, momentum=0.85, nesterov=True))
