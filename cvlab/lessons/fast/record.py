@@ -31,7 +31,7 @@ from cvlab.metrics import score
 from cvlab.models import LeNet
 from cvlab.paths import carried
 
-TARGET, LIMIT = 0.93, 300  # a mean accuracy, and seconds for each run
+TARGETS = ((0.92, 300), (0.93, 300), (0.94, 600))  # a mean accuracy, and seconds for each run
 RECIPE = Recipe(passes=5.25)
 PUBLISHED = "data/results/09_fast_full.json"
 
@@ -173,8 +173,11 @@ def summary(lines: Sequence[dict]) -> dict[str, float]:
     }
 
 
-def verdict(lines: Sequence[dict], target: float = TARGET, limit: float = LIMIT) -> str:
-    """Does a log show a mean accuracy of `target`, in 0..1, each run within `limit` seconds?"""
+def verdict(lines: Sequence[dict], target: float, limit: float) -> str:
+    """Does a log show a mean accuracy of `target`, in 0..1, each run within `limit` seconds?
+
+    Shown is what the whole interval of the mean says, of ten seeds or more, on the real images.
+    """
     found = summary(lines)
     faults = []
     if not lines[0]["real"]:
@@ -187,6 +190,18 @@ def verdict(lines: Sequence[dict], target: float = TARGET, limit: float = LIMIT)
         faults.append(f"one run took {found['longest']:.0f} s")
     claimed = f"{target:.0%} within {limit:.0f} s"
     return f"{claimed}: not shown, {'; '.join(faults)}" if faults else f"{claimed}: shown"
+
+
+def in_words(lines: Sequence[dict]) -> str:
+    """Machine, mean and times of a log, and what it shows of `TARGETS`."""
+    found = summary(lines)
+    told = [
+        f"{found['seeds']} seeds, {lines[0]['versions']}, on",
+        lines[0]["machine"],
+        f"mean {found['accuracy']:.2%} (95 % interval {found['low']:.2%} to {found['high']:.2%}), "
+        f"worst {found['worst']:.2%}; {found['seconds']:.0f} s, the longest {found['longest']:.0f}",
+    ]
+    return "\n".join([*told, *(verdict(lines, *target) for target in TARGETS)])
 
 
 def operations(recipe: Recipe, images: int, classes: int = 10) -> float:
