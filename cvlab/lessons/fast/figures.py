@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.linalg import svdvals
 
-from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, canvas
+from cvlab.plots import COLOURS, MARKERS, STYLES, canvas
 from cvlab.show import interactive
 
 COLUMNS = {  # of `changes.measured`, as `cvlab.plots.bars` wants them
@@ -36,11 +36,10 @@ def seeds(logs: Mapping[str, pd.DataFrame], title: str) -> Figure:
     figure, axis = canvas(title, size=(7.5, 3.6))
     for i, (name, table) in enumerate(logs.items()):
         look = {"color": COLOURS[i], "marker": MARKERS[i], "alpha": 0.8}
-        axis.scatter(table["seconds"], table["accuracy"], label=name, **look)
-    axis.set(xlabel="seconds of training", ylabel="test accuracy")
-    axis.set_xlim(0, None)
-    axis.yaxis.set_major_formatter(PERCENT)
-    axis.legend(loc="lower right", frameon=False)
+        axis.scatter(table["seconds"], 100 * table["accuracy"], label=name, **look)
+    axis.set(xlabel="seconds of training (the log: and of answering)", ylabel="test accuracy, %")
+    axis.margins(0.15)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
