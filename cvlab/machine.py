@@ -74,6 +74,10 @@ class Hardware:
         """The device to compute on: the GPU where CUDA works, else the CPU."""
         return torch.device("cuda" if self.gpu else "cpu")
 
+    def on(self, device: torch.device) -> str:
+        """The name of what computes there: that of a GPU comes before the CPU's."""
+        return f"{self.gpu}; {self.name}" if device.type == "cuda" else self.name
+
     def has(self, *features: str) -> bool:
         """Does the CPU have one of these, keys of `FEATURES`?"""
         return not set(self.features).isdisjoint(features)

@@ -91,14 +91,12 @@ class Run:
             raise ValueError(
                 f"record({name!r}) was given {value}; only finite numbers are records."
             )
-        machine = hardware()
-        gpu = f"{machine.gpu}; " if self.device.type == "cuda" else ""
         stored = {
             "name": name,
             "value": value,
             "unit": unit,
             "tags": tags,
-            "device": gpu + machine.name,
+            "device": hardware().on(self.device),
             "source": self.source if self.real else STAND_IN_LABEL,
             "profile": self.profile,
         }

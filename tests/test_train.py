@@ -279,8 +279,8 @@ def test_depthwise_convolutions_train_in_float_under_bf16():
     depthwise, dense = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3)
     with autocast(cpu, "bf16"):
         outputs = [layer(images) for layer in (depthwise, dense)]
-        with torch.inference_mode():
-            answered = depthwise(images)
+    with torch.inference_mode(), autocast(cpu, "bf16"):
+        answered = depthwise(images)
     assert {output.dtype for output in (*outputs, answered)} == {torch.bfloat16}
     exact, rounded = (layer(images).bfloat16() for layer in (depthwise, dense))
     assert torch.equal(outputs[0], exact)  # the inputs were not rounded first

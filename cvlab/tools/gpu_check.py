@@ -150,7 +150,7 @@ def check(parts: Mapping[str, Part], given: Context, out: Path, seconds: float) 
         ParameterError: `out` is there, and not a file of this command.
     """
     stored, machine = read(out), hardware()
-    name = f"{machine.gpu}; {machine.name}" if machine.gpu else machine.name
+    name = machine.on(machine.device)
     mine, installed = stored.setdefault(name, {}), f"{versions()} · CUDA {torch.version.cuda}"
     print(f"{name}\n{installed}")
     for part, function in parts.items():
@@ -226,8 +226,11 @@ def _work(pipe: Connection, part: Part, given: Context) -> None:
 def _end(process: BaseProcess) -> None:
     """Let a part's process end, else kill it with all that it has started."""
     process.join(2)
+    family = []
     with suppress(psutil.NoSuchProcess):
         whole = psutil.Process(process.pid)
-        for one in [*whole.children(recursive=True), whole]:
+        family = [*whole.children(recursive=True), whole]
+    for one in family:
+        with suppress(psutil.NoSuchProcess):  # one that ended by itself spares no other
             one.kill()
     process.join(10)  # not for ever: a GPU's driver may keep it

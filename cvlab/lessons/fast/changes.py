@@ -86,10 +86,8 @@ def measured(
         logits = judge(second, data, data.val, device)
         row |= _accuracy("after_seconds", logits, labels)
         if before is not None:
-            loss = paired_drop(before, logits, labels)
-            row |= dict(
-                zip(("gain", "gain_high", "gain_low"), (-100 * x for x in loss), strict=True)
-            )
+            gain, high, low = (-100 * lost for lost in paired_drop(before, logits, labels))
+            row |= {"gain": gain, "gain_low": low, "gain_high": high}
         both = first.images + second.images, first.seconds + second.seconds
         row |= {"rate": both[0] / both[1], "passes": fitting, "seconds": second.seconds}
         rows[name], before = row, logits

@@ -195,10 +195,10 @@ def feed(
         loader = tutorial_loader(data, recipe.batch_size)
         return lambda epoch: loader
     view = replace(data, size=None if size == data.train.images.shape[-1] else size)
-    batch, split = recipe.batch_size, data.train
+    batch = recipe.batch_size
     if recipe.augment:
-        return TakingTurns(view, split, batch, True, True, device, seed, 1).epoch
-    return Batches(view, split, batch, True, False, device, seed, 1).epoch
+        return TakingTurns(view, data.train, batch, True, True, device, seed, 1).epoch
+    return view.batches("train", batch, augment=False, seed=seed, device=device).epoch
 
 
 class TakingTurns(Batches):

@@ -66,13 +66,12 @@ def once(
 
 def _facts(data: ImageData, recipe: Recipe, device: torch.device) -> dict:
     """What all runs of a log have in common."""
-    machine = hardware()
     return {
         "recipe": json.loads(json.dumps(asdict(recipe))),  # tuples are lists there
         "data": str(data),
         "real": data.real,
         "n": len(data.test),
-        "machine": machine.name if device.type == "cpu" else f"{machine.gpu}; {machine.name}",
+        "machine": hardware().on(device),
         "versions": versions(("torch",)),
     }
 
@@ -160,8 +159,9 @@ def summary(lines: Sequence[dict]) -> dict[str, float]:
 
     accuracies = np.array([line["correct"] / line["n"] for line in lines])
     seconds = [line["seconds"] for line in lines]
-    mean, error = accuracies.mean(), stats.sem(accuracies) if len(lines) > 1 else np.nan
-    half = stats.t.ppf(0.975, len(lines) - 1) * error if len(lines) > 1 else np.nan
+    mean, half = accuracies.mean(), np.nan
+    if len(lines) > 1:
+        half = stats.t.ppf(0.975, len(lines) - 1) * stats.sem(accuracies)
     return {
         "seeds": len(lines),
         "accuracy": mean,
