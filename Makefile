@@ -23,7 +23,7 @@ test: $(VENV)/tested
 	@echo "== Style =="
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@echo "== Tests, two at a time =="
-	@$(BIN)/python -m pytest -n 2 -m "not alone"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone"
 	@echo "== What takes times or all cores, alone =="
 	@$(BIN)/python -m pytest -m alone
 

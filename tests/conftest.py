@@ -33,6 +33,11 @@ CLAIM = "from cvlab.records import store; store({'claim': 'c', 'holds': True})"
 LOG = "import os; open(os.environ['RAN'], 'a').write('%s')"
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no process works alone at the end."""
+    items.sort(key=lambda item: not item.name.startswith("test_a_smoke_run"))
+
+
 @pytest.fixture(autouse=True)
 def no_data_from_outside(monkeypatch, request):
     """Unit tests must pass alike with and without CVLAB_DATA; notebook tests want it."""

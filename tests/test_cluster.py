@@ -156,9 +156,12 @@ def printed(path):
     return "".join(o.get("text", "") for cell in cells for o in cell.get("outputs", []))
 
 
-def test_the_cluster_gives_the_same_as_this_machine(two_workers, capsys):
+def test_the_cluster_gives_the_same_as_this_machine(two_workers, capsys, monkeypatch):
     """Table, notebooks, figures and other files; a failure with its error and what ran before."""
     cluster, root, _ = two_workers
+    released = []  # before they are deleted: a Ctrl-C in a `__del__` is lost
+    note = lambda future: released.append(future._cleared)  # noqa: E731
+    monkeypatch.setattr("distributed.client.Future.__del__", note)
     draw = (
         "import os; from cvlab.paths import output_folder\n"
         "for name in ('figures/10_what.png', 'models/10_net.pt'):\n"
@@ -180,6 +183,7 @@ def test_the_cluster_gives_the_same_as_this_machine(two_workers, capsys):
         files = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
         assert len(files) == 6
     assert tables[0] == tables[1]
+    assert released == [True] * 3
     assert tables[0][1] == ("11_bad", "failed", 0, {}, "ZeroDivisionError: division by zero")
     said = capsys.readouterr().out
     assert "10_good: sent to tcp://" in said

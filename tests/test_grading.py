@@ -435,7 +435,7 @@ def test_otters_master_has_each_exercise_as_a_question_with_a_hidden_test(tmp_pa
 
 def sleepers(folder, count=6):
     """Students whose right answers take a while, so that something may die meanwhile."""
-    body = "import time; time.sleep(0.2)\n" + RIGHT
+    body = "import time; time.sleep(0.05)\n" + RIGHT
     students = [f"s{i}" for i in range(count)]
     for student in students:
         alone(folder, student, output_size=with_body("output_size", body))

@@ -23,7 +23,7 @@ def test_the_stand_in_can_be_learnt_and_is_not_easy():
     data = cvdata.load("cifar10", "synthetic")
     torch.manual_seed(0)
     model = SmallCNN()
-    training = Training(epochs=5, lr=0.03, schedule="one-cycle", batch_size=64)
+    training = Training(epochs=4, lr=0.03, schedule="one-cycle", batch_size=64)
     fit(model, data, training, what=None)
     score = evaluate(model, data.batches("test", 1000))
     assert 0.6 < score.accuracy < 0.99

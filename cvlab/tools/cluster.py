@@ -192,6 +192,7 @@ class Cluster:
                     problem += f"{worker}; have they too little memory?"
                     yield Executed(name, "failed", error=problem)
             del self.sent[future]
+            future.release()  # else in its __del__, where Python loses a Ctrl-C
 
 
 def _problem(threads: int, version: str | Exception) -> str:
