@@ -160,8 +160,7 @@ def test_the_cluster_gives_the_same_as_this_machine(two_workers, capsys, monkeyp
     """Table, notebooks, figures and other files; a failure with its error and what ran before."""
     cluster, root, _ = two_workers
     released = []  # before they are deleted: a Ctrl-C in a `__del__` is lost
-    note = lambda future: released.append(future._cleared)  # noqa: E731
-    monkeypatch.setattr("distributed.client.Future.__del__", note)
+    monkeypatch.setattr("distributed.client.Future.__del__", lambda f: released.append(f._cleared))
     draw = (
         "import os; from cvlab.paths import output_folder\n"
         "for name in ('figures/10_what.png', 'models/10_net.pt'):\n"
