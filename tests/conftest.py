@@ -12,9 +12,13 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_notebook
 
 from cvlab import data as cvdata
+from cvlab.models import SmallCNN
+from cvlab.records import MIME
+from cvlab.train import Training, fit
 
 ROOT = Path(__file__).parent.parent
 NEED_POSIX = ["test_grad*.py", "test_cluster.py"]  # they fork, limit and signal processes
@@ -29,13 +33,30 @@ n = [1, 9]
 [12_last.limits]
 only_last = [1, 9]
 """
-CLAIM = "from cvlab.records import store; store({'claim': 'c', 'holds': True})"
+# as cvlab.records.store leaves it; importing that takes a kernel seconds
+CLAIM = "display({'%s': {'claim': 'c', 'holds': True}}, raw=True)"
 LOG = "import os; open(os.environ['RAN'], 'a').write('%s')"
 
 
 def pytest_collection_modifyitems(items):
     """The longest first, so that no process works alone at the end."""
     items.sort(key=lambda item: not item.name.startswith("test_a_smoke_run"))
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory):
+    """A small CNN after four passes over the stand-in; trained once for all processes."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    torch.manual_seed(0)
+    model, file = SmallCNN(10), shared / "taught.pt"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            training = Training(epochs=4, lr=0.03, schedule="one-cycle", batch_size=64)
+            fit(model, cvdata.load("cifar10", "synthetic", n_val=100), training, what=None)
+            torch.save(model.state_dict(), file)
+    model.load_state_dict(torch.load(file))
+    return model.eval()
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +117,7 @@ def workbook(tmp_path, monkeypatch):
 
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "profiles.toml").write_text(PROFILES)
-    write("10_good", LOG % "good ", "print(N)", CLAIM)
+    write("10_good", LOG % "good ", "print(N)", CLAIM % MIME)
     write("11_bad", LOG % "bad ", "1 / 0")
     write("12_last", LOG % "last ", parameters="PROFILE = None\nSEED = 0\nONLY_LAST = 1")
     monkeypatch.setattr("cvlab.paths.PACKAGE", tmp_path / "cvlab")

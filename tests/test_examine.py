@@ -16,7 +16,7 @@ from cvlab.lessons.int8.quantize import QuantizeError, Recipe, Source
 from cvlab.lessons.smaller import prune
 from cvlab.models import SmallCNN
 from cvlab.tools import cli, examine, quantize
-from cvlab.train import Training, fit, predict
+from cvlab.train import Training, predict
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 
@@ -25,14 +25,6 @@ EXAMPLE = torch.zeros(2, 3, 32, 32)
 def data():
     drawn = load("cifar10", "synthetic")
     return replace(drawn, val=drawn.train.take(1000))  # enough to tell two swapped classes
-
-
-@pytest.fixture(scope="module")
-def net(data):
-    torch.manual_seed(0)
-    model = SmallCNN(10)
-    fit(model, data.take(n_val=100), Training(epochs=4, lr=0.03, batch_size=64))
-    return model.eval()
 
 
 class Fed(nn.Module):
@@ -51,7 +43,9 @@ class Fed(nn.Module):
 
 
 def exported(net, path, about=None, **options):
-    torch.onnx.export(net, (EXAMPLE,), path, **{"dynamo": False, "verbose": False, **options})
+    torch.onnx.export(
+        net.eval(), (EXAMPLE,), path, **{"dynamo": False, "verbose": False, **options}
+    )
     if about:
         content = onnx.load(path)
         helper.set_model_props(content, about)
@@ -87,13 +81,13 @@ REVERSED = tuple(range(9, -1, -1))
     ],
     ids=["reversed", "swapped", "0 to 1", "both at once", "as ours"],
 )
-def test_how_a_network_is_fed_is_found(net, data, tmp_path, how):
+def test_how_a_network_is_fed_is_found(taught, data, tmp_path, how):
     """Each was quantised before as if it were fed as ours, ended at 19 to 84 %, and passed."""
-    path = exported(Fed(net, data, **how), tmp_path / "net.onnx", **any_batch())
+    path = exported(Fed(taught, data, **how), tmp_path / "net.onnx", **any_batch())
     found = looked_at(path, data, tmp_path)
     order = how.get("order", range(10))
     assert found.view.classes == [data.classes[i] for i in order]
-    logits, labels = predict(net, data.batches("val", 100))
+    logits, labels = predict(taught, data.batches("val", 100))
     right = (logits.argmax(1) == labels).double().mean().item()
     logits, labels = found.model.predict(found.view.batches("val", 100))
     assert abs((logits.argmax(1) == labels).double().mean().item() - right) < 0.005
@@ -118,20 +112,20 @@ def test_the_order_of_channels_is_found(data, tmp_path):
     assert torch.equal(found.view.val.images, images.flip(1))
 
 
-def test_what_the_file_says_is_taken_in_any_spelling(net, data, tmp_path):
+def test_what_the_file_says_is_taken_in_any_spelling(taught, data, tmp_path):
     names = ["frog", "plane", "car", "bird", "cat", "deer", "dog", "horse", "ship", "truck"]
     meant = [6, 0, 1, 2, 3, 4, 5, 7, 8, 9]
     about = {"classes": ", ".join(names), "mean": "0.5", "std": "0.25, 0.25, 0.25"}
-    fed = Fed(net, data, (0.5,) * 3, (0.25,) * 3, order=meant)
+    fed = Fed(taught, data, (0.5,) * 3, (0.25,) * 3, order=meant)
     path = exported(fed, tmp_path / "net.onnx", about, **any_batch())
     view = looked_at(path, data, tmp_path).view
     assert view.classes == [data.classes[i] for i in meant]
     assert view.mean == (0.5,) * 3
 
 
-def test_what_the_user_states_goes_before_what_the_file_says(net, data, tmp_path):
+def test_what_the_user_states_goes_before_what_the_file_says(taught, data, tmp_path):
     about = {"classes": json.dumps(data.classes)}
-    path = exported(Fed(net, data, order=REVERSED), tmp_path / "net.onnx", about, **any_batch())
+    path = exported(Fed(taught, data, order=REVERSED), tmp_path / "net.onnx", about, **any_batch())
     stated = tuple(reversed(data.classes))
     assert looked_at(path, data, tmp_path, classes=stated).view.classes == [*stated]
 
@@ -178,16 +172,16 @@ FORMS = {
 }
 
 
-def test_zeros_are_counted(net, data, tmp_path):
-    sparse = prune.pruned(net, 0.3, "not trained again", data, Training())
+def test_zeros_are_counted(taught, data, tmp_path):
+    sparse = prune.pruned(taught, 0.3, "not trained again", data, Training())
     found = looked_at(exported(sparse, tmp_path / "net.onnx"), data, tmp_path, **as_ours(data))
     assert found.about["zeros"] == "30% of the weights"
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_ordinary_forms_can_be_quantised(net, data, tmp_path, form):
+def test_ordinary_forms_can_be_quantised(taught, data, tmp_path, form):
     options, change, said = FORMS[form]
-    path = exported(net, tmp_path / "net.onnx", **options)
+    path = exported(taught, tmp_path / "net.onnx", **options)
     if change:
         change(path)
     found = looked_at(path, data, tmp_path, **as_ours(data))
@@ -197,12 +191,12 @@ def test_ordinary_forms_can_be_quantised(net, data, tmp_path, form):
     assert made.path.stat().st_size < 300_000  # 0.9 MB in float
 
 
-def test_what_stands_behind_preprocessing_is_quantised(net, data, tmp_path):
+def test_what_stands_behind_preprocessing_is_quantised(taught, data, tmp_path):
     """Our own deployed form, which takes pixels, and a network that takes channels last."""
-    stored = store.Stored(net, data.classes, data.mean, data.std, None, "bilinear")
-    file = export.to_onnx(net, tmp_path / "net.onnx", about=export.about(stored))
+    stored = store.Stored(taught, data.classes, data.mean, data.std, None, "bilinear")
+    file = export.to_onnx(taught, tmp_path / "net.onnx", about=export.about(stored))
     deploy.with_pixels(file, tmp_path / "pixels.onnx")
-    last = Ends(net, lambda net, x: net(x.permute(0, 3, 1, 2)))
+    last = Ends(taught, lambda net, x: net(x.permute(0, 3, 1, 2))).eval()
     options = any_batch(verbose=False, dynamo=False)
     torch.onnx.export(last, (EXAMPLE.permute(0, 2, 3, 1),), tmp_path / "last.onnx", **options)
     for name in ("pixels", "last"):
@@ -211,18 +205,18 @@ def test_what_stands_behind_preprocessing_is_quantised(net, data, tmp_path):
         assert found.model.input.shape[1:] == [3, 32, 32]
         some = data.val.take(200)
         logits = found.model.predict(found.view.batches(some, 50))[0]
-        plain = predict(net, data.batches(some, 50), precision="fp32")[0]
+        plain = predict(taught, data.batches(some, 50), precision="fp32")[0]
         assert torch.equal(logits.argmax(1), plain.argmax(1))
 
 
-def test_a_weight_in_a_side_file_is_part_of_what_ranges_are_kept_for(net, data, tmp_path):
+def test_a_weight_in_a_side_file_is_part_of_what_ranges_are_kept_for(taught, data, tmp_path):
     """Ranges of one network were used for another whose `.onnx` is the same."""
     made = []
     for factor in (1, 1.5):
         torch.manual_seed(0)
         changed = SmallCNN(10).eval()
         changed.load_state_dict(
-            {k: v * factor if "classifier" in k else v for k, v in net.state_dict().items()}
+            {k: v * factor if "classifier" in k else v for k, v in taught.state_dict().items()}
         )
         path = exported(changed, tmp_path / "net.onnx", dynamo=True, external_data=True)
         made.append(looked_at(path, data, tmp_path, **as_ours(data)).model.path)
@@ -247,33 +241,33 @@ class Ends(nn.Module):
     ],
     ids=["argmax", "features", "seven classes"],
 )
-def test_an_output_that_is_no_class_scores_is_named(net, data, tmp_path, end, message):
-    path = exported(Ends(net, end), tmp_path / "net.onnx", **any_batch())
+def test_an_output_that_is_no_class_scores_is_named(taught, data, tmp_path, end, message):
+    path = exported(Ends(taught, end), tmp_path / "net.onnx", **any_batch())
     with pytest.raises(QuantizeError, match=message):
         looked_at(path, data, tmp_path)
 
 
-def test_a_network_in_training_mode_is_refused(net, data, tmp_path):
+def test_a_network_in_training_mode_is_refused(taught, data, tmp_path):
     training = torch.onnx.TrainingMode.TRAINING
     path = exported(
-        net, tmp_path / "net.onnx", **any_batch(training=training, do_constant_folding=False)
+        taught, tmp_path / "net.onnx", **any_batch(training=training, do_constant_folding=False)
     )
     with pytest.raises(QuantizeError, match=r"training mode.*model\.eval"):
         looked_at(path, data, tmp_path)
-    net.eval()
+    taught.eval()
 
 
-def test_missing_weights_are_not_called_a_damaged_file(net, tmp_path):
-    path = exported(net, tmp_path / "net.onnx", dynamo=True, external_data=True)
+def test_missing_weights_are_not_called_a_damaged_file(taught, tmp_path):
+    path = exported(taught, tmp_path / "net.onnx", dynamo=True, external_data=True)
     path.with_name("net.onnx.data").unlink()
     with pytest.raises(runtime.ModelError, match="keep that in the same folder"):
         runtime.Model(path)
 
 
 def test_a_network_that_has_seen_the_validation_images_is_judged_on_others(
-    data, net, tmp_path, capsys
+    data, taught, tmp_path, capsys
 ):
-    path = export.to_onnx(net, tmp_path / "net.onnx")
+    path = export.to_onnx(taught, tmp_path / "net.onnx")
     known = looked_at(path, data, tmp_path, **as_ours(data))
     assert quantize.unseen(known) is known.view
     answers = nn.functional.one_hot(known.view.val.labels, 10).float()
@@ -289,7 +283,7 @@ def test_a_network_that_has_seen_the_validation_images_is_judged_on_others(
     assert "trained on" in capsys.readouterr().out
 
 
-def test_the_last_sentence_looks_at_test_images_and_speed(data, net, tmp_path):
+def test_the_last_sentence_looks_at_test_images_and_speed(data, taught, tmp_path):
     import pandas as pd
 
     class Found:
@@ -305,9 +299,9 @@ def test_the_last_sentence_looks_at_test_images_and_speed(data, net, tmp_path):
     assert "only 0.66 times the speed" in str(made)
 
 
-def test_inspect_says_what_a_file_is(net, data, tmp_path, capsys, monkeypatch):
+def test_inspect_says_what_a_file_is(taught, data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("cvlab.data.load", lambda *_: data)
-    path = exported(Fed(net, data, order=REVERSED), tmp_path / "net.onnx", **any_batch())
+    path = exported(Fed(taught, data, order=REVERSED), tmp_path / "net.onnx", **any_batch())
     assert cli.main(["inspect", str(path), "--where", "synthetic"]) == 0
     said = capsys.readouterr().out
     assert "classes          truck, ship" in said

@@ -10,7 +10,6 @@ from cvlab.data import load
 from cvlab.lessons.int8 import quantize, shrink
 from cvlab.models import SmallCNN
 from cvlab.tools import cli
-from cvlab.train import Training, fit
 
 
 class Rehearsal:
@@ -109,17 +108,14 @@ def test_a_limit_that_is_none_is_refused(rehearsal):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A network that knows the stand-in a little, exported with what it needs to know."""
+def trained(tmp_path_factory, taught):
+    """A network that knows the stand-in, exported with what it needs to know."""
     folder, data = tmp_path_factory.mktemp("shrink"), load("cifar10", "synthetic")
-    torch.manual_seed(0)
-    model = SmallCNN(10)
-    fit(model, data, Training(epochs=1, lr=0.03, batch_size=64))
-    stored = store.Stored(model, data.classes, data.mean, data.std, None, "bilinear")
-    path = export.to_onnx(model, folder / "net.onnx", about=export.about(stored))
+    stored = store.Stored(taught, data.classes, data.mean, data.std, None, "bilinear")
+    path = export.to_onnx(taught, folder / "net.onnx", about=export.about(stored))
     given = torch.zeros(8, 3, 32, 32)
     fixed = folder / "fixed.onnx"
-    torch.onnx.export(model.eval(), (given,), fixed, verbose=False, external_data=False)
+    torch.onnx.export(taught, (given,), fixed, verbose=False, external_data=False)
     return path
 
 
