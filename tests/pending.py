@@ -5,6 +5,4 @@ names the claims that are published in words that its code no longer has; all ot
 said.
 """
 
-PENDING: dict[str, set[str]] = {
-    "01_optimizers": {"a turned valley stops Adagrad, not SGD"},
-}
+PENDING: dict[str, set[str]] = {}

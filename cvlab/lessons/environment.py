@@ -197,13 +197,13 @@ def explore(data: ImageData) -> widgets.Widget:
 
 
 def first_calls(seconds: np.ndarray, title: str) -> Figure:
-    """Milliseconds of every call in order, with the median of the calls 6 to 30."""
+    """Milliseconds of every call in order, with the median of those after the fifth."""
     ms = np.asarray(seconds) * 1e3
-    steady = np.median(ms[5:30])
+    steady = np.median(ms[5:])
     figure, axis = canvas(title, size=(7.5, 3.6))
     axis.plot(1, ms[0], "D", color=COLOURS[1], markersize=8, label=f"first call: {ms[0]:.3g} ms")
     axis.plot(np.arange(2, len(ms) + 1), ms[1:], "o", color=COLOURS[0], markersize=4)
-    label = f"median of the calls 6 to 30: {steady:.3g} ms"
+    label = f"median after the fifth: {steady:.3g} ms"
     axis.axhline(steady, color=COLOURS[6], linestyle="--", linewidth=1, label=label)
     axis.set(xlabel="call", ylabel="time of the call, ms", ylim=(0, ms.max() * 1.3))
     axis.legend(loc="upper right", ncols=2)  # in the room above all points
