@@ -3,6 +3,7 @@
 # make newest the same as run, with the newest packages in place of the pinned ones, in .venv-newest
 # make colab rebuilds Colab's environment and tries the notebooks in it; COLAB_PYTHON names a 3.13
 # All create .venv and install into it first, when something changed. PYTHON names another Python.
+# pip need not compile what nobody imports (--no-compile): Python does that at the first import.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
