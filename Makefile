@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 REQUIREMENTS ?= -r requirements.txt
 
 .PHONY: run test newest publish bench colab
@@ -35,7 +36,7 @@ publish: $(VENV)/installed
 
 bench: $(VENV)/installed
 	@echo "== Our ways beside the usual ones (about 20 minutes, alone on the machine) =="
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[openvino]'
+	@$(INSTALL) -e '.[openvino]'
 	@$(BIN)/python -m cvlab bench --out data/results/bench.json && $(BIN)/python -m cvlab results
 
 colab: $(VENV)/tested
@@ -46,10 +47,10 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	@echo "== Installing into $(VENV) (some minutes the first time) =="
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make run PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(REQUIREMENTS)
+	@$(INSTALL) $(REQUIREMENTS)
 	@touch $@
 
 $(VENV)/tested: $(VENV)/installed
 	@echo "== Installing what checks need =="
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'
+	@$(INSTALL) -e '.[dev]'
 	@touch $@
