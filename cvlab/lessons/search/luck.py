@@ -1,13 +1,15 @@
 """What the scores of 04's searches owe to luck, and what its networks reach with equal budgets."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
 import torch
-from optuna.trial import FixedTrial
+from optuna.trial import FixedTrial, TrialState
 from torch import nn
 
 from cvlab.data import ImageData
@@ -120,6 +122,36 @@ def against(winner: str, answers: Mapping[str, torch.Tensor], labels: torch.Tens
     table = 100 * pd.DataFrame.from_dict(rows, orient="index", columns=columns)
     table.loc[winner, columns[1:]] = np.nan
     return table
+
+
+def until_given_up(right: Mapping[str, np.ndarray], part: int = 50) -> pd.DataFrame:
+    """Score networks one after the other, each until a paired test is against it.
+
+    Optuna's `WilcoxonPruner`: after every `part` images it tests the differences from the best so
+    far, part by part (signed ranks, p < 0.1). It tests again and again: of equals it gives up more
+    than that p says.
+
+    Args:
+        right: name -> which answers are right, bool [images]; the same images for all, in order.
+
+    Returns:
+        a row a network: `images` that it was scored on, its `accuracy` on them, `given_up`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            direction="maximize", pruner=optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+        )
+    rows = {}
+    for name, answers in right.items():
+        trial, seen, given_up = study.ask(), 0, False
+        while seen < len(answers) and not given_up:
+            trial.report(answers[seen : seen + part].mean(), seen)
+            seen, given_up = min(seen + part, len(answers)), trial.should_prune()
+        rows[name] = {"images": seen, "accuracy": answers[:seen].mean(), "given_up": given_up}
+        state = TrialState.PRUNED if given_up else TrialState.COMPLETE
+        study.tell(trial, None if given_up else rows[name]["accuracy"], state)
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def wrong_wins(

@@ -26,6 +26,7 @@ from cvlab.lessons.search.table import BUDGET, GRID, SEEDS, SHAPE, Table
 from cvlab.metrics import Z
 from cvlab.show import each
 
+CHANCE = 1 / 10  # accuracy of who guesses
 ORDERED = ("width", "depth", "lr")  # numbers: a sampler may use their order
 SAMPLERS = studies.SAMPLERS | {
     "TPE as in version 4": partial(TPESampler, multivariate=False, constant_liar=False),
@@ -184,16 +185,49 @@ def regret(
     """
     allowed = table.macs <= limit
     best = 100 * table.accuracy[allowed, :, -1].max(0)
-    trials = trials[allowed[trials["point"]]]
     rows = {}
     for (method, seed), one in trials.groupby(["method", "seed"], sort=False):
+        one = one[allowed[one["point"]]]
         leads = one[one["score"] > one["score"].cummax().shift(fill_value=-1)]
-        kept = np.concatenate([[1 / 10], leads["kept"]])
+        kept = np.concatenate([[CHANCE], leads["kept"]])
         at = np.searchsorted(leads["second"], times, side="right")
         rows[method, seed] = best[1 - seed % len(SEEDS)] - 100 * kept[at]
+    return _by_search(rows, times)
+
+
+def _by_search(
+    rows: Mapping[tuple[str, int], Sequence[float]], times: Sequence[float]
+) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(times)).set_axis(
         pd.MultiIndex.from_tuples(rows, names=["method", "seed"])
     )
+
+
+def hypervolume(trials: pd.DataFrame, times: Sequence[float], table: Table) -> pd.DataFrame:
+    """How much of the trade between accuracy and MACs each search has found, at each of `times`.
+
+    The hypervolume of two objectives is an area: that between the Pareto front and the point that
+    anything beats, chance at the MACs of the table's largest network. A search names its front by
+    the `score` it saw; the area is that of what these points have `kept`.
+
+    Returns:
+        percent of the area of the whole table, as the judging seed has it; else as `regret`.
+    """
+    most, rows = table.macs.max(), {}
+    for (method, seed), one in trials.groupby(["method", "seed"], sort=False):
+        judge = table.accuracy[:, 1 - seed % len(SEEDS), -1]
+        one = one.assign(macs=table.macs[one["point"]]).sort_values(["macs", "score"])
+        by_then = (one[one["second"] <= time] for time in times)
+        named = (o[o["score"] > o["score"].cummax().shift(fill_value=-1)] for o in by_then)
+        areas = [_area(o["macs"].to_numpy(), o["kept"].to_numpy(), most) for o in named]
+        rows[method, seed] = 100 * np.array(areas) / _area(table.macs, judge, most)
+    return _by_search(rows, times)
+
+
+def _area(macs: np.ndarray, accuracy: np.ndarray, most: float) -> float:
+    order = np.argsort(macs)
+    height = np.maximum.accumulate(accuracy[order]).clip(CHANCE) - CHANCE
+    return float(height @ np.diff(np.append(macs[order], most)))
 
 
 def versus(regrets: pd.DataFrame, ours: str, other: str) -> pd.DataFrame:
