@@ -1,5 +1,6 @@
 """Measuring that can be believed: warm up, synchronise, take turns, repeat, report the spread."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -61,9 +62,7 @@ def compare(
     see `race`. The first contestant is the reference of `ratio`, see `summary`.
     """
     if not contestants or rounds < 1:
-        raise ValueError(
-            f"{len(contestants)} contestants, {rounds} rounds: need 1 or more of both."
-        )
+        raise ValueError(f"{len(contestants)} contestants, {rounds} rounds: need 1 or more.")
     calls = contestants.values()
     for call in calls:
         time_calls(call, warmup, clock=clock)
@@ -279,7 +278,8 @@ def _compete(pipe: Connection, contestant: Contestant) -> None:
 def context():
     """How to start processes that have torch already: forked from a server that imported it."""
     found = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    found.set_forkserver_preload(["cvlab.runtime", "cvlab.store", "cvlab.lessons.pretrained.zoo"])
+    used = ("cvlab.runtime", "cvlab.store", "cvlab.lessons.pretrained.zoo")  # seconds each
+    found.set_forkserver_preload([name for name in used if name in sys.modules])
     return found
 
 

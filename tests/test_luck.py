@@ -112,3 +112,14 @@ def test_on_the_same_images_the_wrong_one_wins_as_the_paired_formula_says():
     chances = [luck.wrong_wins(0.5, 0.03, 320, disagree=d) for d in (0.05, 0.2, None)]
     assert chances == sorted(chances)
     assert luck.wrong_wins(0.5, 0.03, 320, disagree=0.0) == 0  # it differs where it is behind
+
+
+def test_who_is_far_behind_is_given_up_early_and_who_leads_is_scored_on_all():
+    random = np.random.default_rng(0)
+    right = {str(p): random.random(2000) < p for p in (0.7, 0.4, 0.8)}
+    table = luck.until_given_up(right, part=100)
+    assert table["given_up"].tolist() == [False, True, False]
+    assert table["images"].tolist()[::2] == [2000, 2000]
+    seen = table.loc["0.4", "images"]
+    assert seen < 1000
+    assert table.loc["0.4", "accuracy"] == right["0.4"][:seen].mean()

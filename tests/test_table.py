@@ -181,6 +181,29 @@ def test_regret_judges_the_best_seen_by_the_other_seed(made):
     assert found.tolist() == pytest.approx([best - 10, best - 20, best - 20, best - 10])
 
 
+def test_a_search_that_finds_nothing_allowed_guesses_and_is_not_left_out(made):
+    """Left out, a search that ignores the limit would look better than it is."""
+    small, large = int(made.macs.argmin()), int(made.macs.argmax())
+    rows = [("a", 0, 2.0, large, 0.9, 0.9), ("a", 1, 2.0, small, 0.3, 0.3)]
+    found = replay.regret(trials_of(rows), [3], made, limit=made.macs.min())[3]
+    allowed = made.macs == made.macs.min()
+    assert found["a", 0] == pytest.approx(100 * made.accuracy[allowed, 1, -1].max() - 10)
+
+
+def test_the_hypervolume_is_the_area_that_the_named_front_beats(made):
+    """Of the points (MACs, kept) (4, 40 %) and (8, 50 %), up to the table's 16 and from 10 %."""
+    cheap, dear = (int(np.flatnonzero(made.macs == macs)[0]) for macs in (4, 8))
+    rows = [("a", 0, 2.0, dear, 0.6, 0.5), ("a", 0, 4.0, cheap, 0.5, 0.4)]
+    rows += [("a", 0, 5.0, dear, 0.4, 0.99)]  # the search does not name it: its score is beaten
+    found = replay.hypervolume(trials_of(rows), [1, 3, 6], made).loc["a", 0]
+    assert found[1] == 0
+    assert found[3] / found[6] == pytest.approx(8 * 0.4 / (4 * 0.3 + 8 * 0.4))
+    every = np.arange(len(made.macs))
+    kept = made.accuracy[:, 1, -1]
+    rows = [("a", 0, 1.0, point, kept[point], kept[point]) for point in every]
+    assert replay.hypervolume(trials_of(rows), [1], made).loc[("a", 0), 1] == pytest.approx(100)
+
+
 def test_who_is_ahead_is_counted_by_pairs():
     index = pd.MultiIndex.from_product([["a", "b"], range(4)], names=["method", "seed"])
     behind = pd.DataFrame({10.0: [1, 2, 3, 5, 2, 4, 3, 4]}, index)
