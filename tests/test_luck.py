@@ -123,3 +123,6 @@ def test_who_is_far_behind_is_given_up_early_and_who_leads_is_scored_on_all():
     seen = table.loc["0.4", "images"]
     assert seen < 1000
     assert table.loc["0.4", "accuracy"] == right["0.4"][:seen].mean()
+    late = luck.until_given_up(right, part=100, once=True)
+    assert late["images"].tolist() == [2000] * 3
+    assert late["given_up"].tolist() == [False, True, False]

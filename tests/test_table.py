@@ -170,6 +170,14 @@ def test_every_method_searches_and_a_constraint_is_seen(made):
     assert share["limit"] > share["TPE"]
 
 
+def test_what_is_refused_is_neither_trained_nor_charged(made):
+    trials = replay.searches(made, {"refused": Method("random", limit=4, refuse=True)}, [0], 60, 1)
+    assert len(trials) > 5
+    assert (made.macs[trials["point"]] <= 4).all()
+    charged = made.seconds[trials["point"], 0].sum(1)
+    assert np.cumsum(charged) == pytest.approx(trials["second"].to_numpy())
+
+
 def trials_of(rows):
     return pd.DataFrame(rows, columns=["method", "seed", "second", "point", "score", "kept"])
 
@@ -202,6 +210,13 @@ def test_the_hypervolume_is_the_area_that_the_named_front_beats(made):
     kept = made.accuracy[:, 1, -1]
     rows = [("a", 0, 1.0, point, kept[point], kept[point]) for point in every]
     assert replay.hypervolume(trials_of(rows), [1], made).loc[("a", 0), 1] == pytest.approx(100)
+
+
+def test_who_knows_every_point_still_has_regret():
+    """Each seed names a point that is ten points behind the other seed's own best."""
+    accuracy = np.array([[0.5, 0.9], [0.6, 0.8], [0.4, 0.4]])[:, :, None]
+    few = Table(accuracy, accuracy, accuracy < 0, *[np.arange(3)] * 3, accuracy[:, 0], {})
+    assert replay.least_regret(few) == pytest.approx(10)
 
 
 def test_who_is_ahead_is_counted_by_pairs():

@@ -124,12 +124,13 @@ def against(winner: str, answers: Mapping[str, torch.Tensor], labels: torch.Tens
     return table
 
 
-def until_given_up(right: Mapping[str, np.ndarray], part: int = 50) -> pd.DataFrame:
+def until_given_up(
+    right: Mapping[str, np.ndarray], part: int = 50, once: bool = False
+) -> pd.DataFrame:
     """Score networks one after the other, each until a paired test is against it.
 
     Optuna's `WilcoxonPruner`: after every `part` images it tests the differences from the best so
-    far, part by part (signed ranks, p < 0.1). It tests again and again: of equals it gives up more
-    than that p says.
+    far, part by part (signed ranks, p < 0.1). With `once` it tests at the end only.
 
     Args:
         right: name -> which answers are right, bool [images]; the same images for all, in order.
@@ -147,7 +148,8 @@ def until_given_up(right: Mapping[str, np.ndarray], part: int = 50) -> pd.DataFr
         trial, seen, given_up = study.ask(), 0, False
         while seen < len(answers) and not given_up:
             trial.report(answers[seen : seen + part].mean(), seen)
-            seen, given_up = min(seen + part, len(answers)), trial.should_prune()
+            seen = min(seen + part, len(answers))
+            given_up = (seen == len(answers) or not once) and trial.should_prune()
         rows[name] = {"images": seen, "accuracy": answers[:seen].mean(), "given_up": given_up}
         state = TrialState.PRUNED if given_up else TrialState.COMPLETE
         study.tell(trial, None if given_up else rows[name]["accuracy"], state)

@@ -39,13 +39,15 @@ PRUNERS = studies.PRUNERS | {"Hyperband": partial(HyperbandPruner, 1, BUDGET["ep
 class Method:
     """A way to search: keys of `SAMPLERS` and `PRUNERS`, and what it is told of the cost.
 
-    With `limit`, at most so many MACs are allowed, Optuna's constraint; with `front`, MACs are a
-    second objective. A front cannot be pruned.
+    With `limit`, at most so many MACs are allowed, Optuna's constraint, or, if the method is to
+    `refuse`, nothing larger is trained or charged; with `front`, MACs are a second objective. A
+    front cannot be pruned.
     """
 
     sampler: str = "TPE"
     pruner: str = "none"
     limit: float | None = None
+    refuse: bool = False
     front: bool = False
 
 
@@ -62,8 +64,14 @@ METHODS = {
 
 
 def ways(limit: float) -> dict[str, Method]:
-    """How to tell TPE that MACs count: at most `limit` of them, or the fewer the better."""
-    return {"a constraint": Method(limit=limit), "two objectives": Method(front=True)}
+    """Searches for which MACs count: TPE is told, at most `limit` or the fewer the better; or
+    whatever is above the limit is refused before its training, and the rest is drawn at random.
+    """
+    return {
+        "a constraint": Method(limit=limit),
+        "two objectives": Method(front=True),
+        "random, refused": Method("random", limit=limit, refuse=True),
+    }
 
 
 def suggest(trial: BaseTrial) -> int:
@@ -95,10 +103,12 @@ class LookUp:
         """The accuracy after the last epoch; of a front, the MACs too.
 
         Raises:
-            optuna.TrialPruned: the pruner gave the trial up.
+            optuna.TrialPruned: the pruner gave the trial up, or the point is refused.
         """
         point = suggest(trial)
         macs = float(self.table.macs[point])
+        if self.method.refuse and macs > self.method.limit:
+            raise optuna.TrialPruned
         if self.method.limit is not None:
             trial.set_constraint("MACs", macs / self.method.limit - 1)
         scores = self.table.accuracy[point, self.seen].tolist()
@@ -203,6 +213,13 @@ def _by_search(
     )
 
 
+def least_regret(table: Table) -> float:
+    """Regret of who has looked up every point: two seeds do not name the same best. Points."""
+    last = 100 * table.accuracy[:, :, -1]
+    named = last.argmax(0)  # by each seed, for the other to judge
+    return float(np.mean([last[:, 1 - s].max() - last[named[s], 1 - s] for s in (0, 1)]))
+
+
 def hypervolume(trials: pd.DataFrame, times: Sequence[float], table: Table) -> pd.DataFrame:
     """How much of the trade between accuracy and MACs each search has found, at each of `times`.
 
@@ -222,6 +239,15 @@ def hypervolume(trials: pd.DataFrame, times: Sequence[float], table: Table) -> p
         areas = [_area(o["macs"].to_numpy(), o["kept"].to_numpy(), most) for o in named]
         rows[method, seed] = 100 * np.array(areas) / _area(table.macs, judge, most)
     return _by_search(rows, times)
+
+
+def largest_alone(table: Table) -> float:
+    """Percent of the whole table's hypervolume that one point has by itself; mean of both seeds."""
+    macs, most = table.macs, table.macs.max()
+    wholes = [_area(macs, table.accuracy[:, seed, -1], most) for seed in (0, 1)]
+    return float(
+        np.mean(100 * ((table.accuracy[:, :, -1] - CHANCE).T * (most - macs)).max(1) / wholes)
+    )
 
 
 def _area(macs: np.ndarray, accuracy: np.ndarray, most: float) -> float:
