@@ -6,6 +6,6 @@ said.
 """
 
 PENDING: dict[str, set[str]] = {
-    "01_optimizers": {"a turned valley stops Adagrad, not SGD"},
+    "04_optuna": {"on the same images equals owe less to luck"},
     "05_onnx": set(),
 }
