@@ -230,24 +230,26 @@ def hypervolume(trials: pd.DataFrame, times: Sequence[float], table: Table) -> p
     Returns:
         percent of the area of the whole table, as the judging seed has it; else as `regret`.
     """
-    most, rows = table.macs.max(), {}
+    most, wholes, rows = table.macs.max(), _whole_areas(table), {}
     for (method, seed), one in trials.groupby(["method", "seed"], sort=False):
-        judge = table.accuracy[:, 1 - seed % len(SEEDS), -1]
         one = one.assign(macs=table.macs[one["point"]]).sort_values(["macs", "score"])
         by_then = (one[one["second"] <= time] for time in times)
         named = (o[o["score"] > o["score"].cummax().shift(fill_value=-1)] for o in by_then)
         areas = [_area(o["macs"].to_numpy(), o["kept"].to_numpy(), most) for o in named]
-        rows[method, seed] = 100 * np.array(areas) / _area(table.macs, judge, most)
+        rows[method, seed] = 100 * np.array(areas) / wholes[1 - seed % len(SEEDS)]
     return _by_search(rows, times)
 
 
 def largest_alone(table: Table) -> float:
     """Percent of the whole table's hypervolume that one point has by itself; mean of both seeds."""
-    macs, most = table.macs, table.macs.max()
-    wholes = [_area(macs, table.accuracy[:, seed, -1], most) for seed in (0, 1)]
-    return float(
-        np.mean(100 * ((table.accuracy[:, :, -1] - CHANCE).T * (most - macs)).max(1) / wholes)
-    )
+    above, beside = table.accuracy[:, :, -1].T - CHANCE, table.macs.max() - table.macs
+    return float(np.mean(100 * (above * beside).max(1) / _whole_areas(table)))
+
+
+def _whole_areas(table: Table) -> list[float]:
+    """What all points of the table beat together, as each training seed judges them."""
+    scores = table.accuracy[:, :, -1].T
+    return [_area(table.macs, one, table.macs.max()) for one in scores]
 
 
 def _area(macs: np.ndarray, accuracy: np.ndarray, most: float) -> float:
