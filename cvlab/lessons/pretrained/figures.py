@@ -28,8 +28,10 @@ def trade_off(costs: pd.DataFrame) -> Figure:
     """Accuracy over time; discs have the area of the file, rings are torchvision's first recipe."""
     points = costs.dropna(subset="top1")
     quick, slow = points.loc[points["ms"].idxmin()], points.loc[points["ms"].idxmax()]
-    times, gain = slow.ms / quick.ms, 100 * (slow.top1 - quick.top1)
-    title = f"{slow.name}: {times:.0f} times the time of {quick.name}, {gain:+.0f} points"
+    times = slow.ms / quick.ms
+    least, most = (row["top1" if np.isnan(row["first"]) else "first"] for row in (quick, slow))
+    title = f"{slow.name}: {times:.0f} times the time of {quick.name}, "
+    title += f"{100 * (most - least):+.0f} points by first recipes"
     figure, axis = canvas(title, size=(7.5, 4.2))
     axis.set_xscale("log")
     x, y, size = points["ms"], points["top1"], 8 * points["MB"]
