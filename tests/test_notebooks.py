@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 BANDS = tomllib.loads((ROOT / "tests" / "bands.toml").read_text(encoding="utf-8"))
+REAL = os.environ.get("CVLAB_REAL")  # a folder of data to execute the notebooks on as well
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=NAMES)
@@ -186,12 +187,15 @@ def out_of_band(name, stored):
 
 
 @pytest.mark.timeout(0)  # however slow or busy the machine: what hangs is stopped cell by cell
+@pytest.mark.parametrize("data", ["as found", *(["real"] if REAL else [])])
 @pytest.mark.parametrize("name", sorted(NAMES[::-1], key=lambda name: name != "06_int8"))
-def test_a_smoke_run_concludes_what_is_published(name, tmp_path):
+def test_a_smoke_run_concludes_what_is_published(name, data, tmp_path, monkeypatch):
     """Executed once: all claims hold, in the same words in each profile, on any data.
 
     The longest comes first, so that it is not the last to end.
     """
+    if data == "real":
+        monkeypatch.setenv("CVLAB_DATA", REAL)
     (result,) = runner.execute(runner.Plan([name]), tmp_path)
     assert result.status == "passed", result.error
     assert result.held == len(result.claims) >= 3

@@ -51,9 +51,10 @@ def test_profile_finds_every_layer_of_an_int8_model(net):
 
 def test_points_move_to_more_operations_a_byte_in_batches(net):
     """Weights are shared by a batch; one byte a number is four times as many operations a byte."""
-    names = {"net fp32": (net[0], 4), "net INT8": (net[1], 1)}
-    found = roofline.points(names, [1, 4], calls=2)
-    fp32, int8 = (found[found["model"] == name]["intensity"].to_numpy() for name in names)
+    models = {"fp32": net[0], "INT8": net[1]}
+    found = roofline.points({"net": models}, [1, 4], 1, rounds=2)
+    assert set(found["network"]) == {"net"}
+    fp32, int8 = (found[found["precision"] == name]["intensity"].to_numpy() for name in models)
     assert fp32[1] > fp32[0]
     np.testing.assert_allclose(int8, 4 * fp32)
 

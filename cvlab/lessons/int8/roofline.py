@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from functools import partial
+from itertools import product
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +15,13 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from cvlab.bench import compare
+from cvlab.bench import Contestant, race
+from cvlab.lessons.engines.calls import onnx as onnx_call
 from cvlab.lessons.environment import rates
 from cvlab.plots import COLOURS, MARKERS, canvas
 from cvlab.runtime import Model
 
+WIDTH = {"fp32": 4, "INT8": 1}  # bytes of a number
 KINDS = ("1x1 convolution", "depthwise convolution", "other convolution", "linear")
 AROUND = {"QuantizeLinear": "quantise, dequantise", "DequantizeLinear": "quantise, dequantise"}
 AROUND |= dict.fromkeys(("Transpose", "ReorderInput", "ReorderOutput"), "reorder")
@@ -57,28 +60,42 @@ def _kind(weight: list[int]) -> str:
     return "1x1 convolution" if weight[2:] == [1, 1] else "other convolution"
 
 
-def points(models: Mapping[str, tuple[Model, int]], batches: list[int], calls=12) -> pd.DataFrame:
-    """Where models lie under the roofs.
+def points(
+    networks: Mapping[str, Mapping[str, Model]],
+    batches: list[int],
+    threads: int,
+    *,
+    rounds: int = 12,
+    what: str | None = None,
+) -> pd.DataFrame:
+    """Where models lie under the roofs; those of one network race on the same noise.
 
     Args:
-        models: by name, with the bytes of one of its numbers: 4 in fp32, 1 in INT8.
+        networks: by name, each a mapping of precision ("fp32", "INT8") to model.
         batches: images in one call.
-        calls: of each, after a warm-up.
+        threads: of every model.
+        rounds: of each race.
+        what: labels the bars.
 
     Returns:
-        a row for each model and batch: `intensity`, operations a byte, if weights and each layer's
-        input and output go through memory once; `median`, `p10`, `p90` in 10^9 operations a second.
+        a row for each `network`, `batch` and `precision`: `intensity`, operations a byte, if
+        weights and each layer's input and output go through memory once; `median`, `p10`, `p90` in
+        10^9 operations a second.
     """
     found = []
-    for name, (model, width) in models.items():
-        total = costs(model.path).sum(numeric_only=True)
-        for batch in batches:
+    for (network, models), batch in product(networks.items(), batches):
+        images = _noise(next(iter(models.values())), batch)
+        calls = {name: partial(onnx_call, model.path) for name, model in models.items()}
+        field = {name: Contestant(call, images, threads) for name, call in calls.items()}
+        timed = race(field, rounds=rounds, what=what and f"{what}: {network}, batch {batch}")
+        for name, model in models.items():
+            total = costs(model.path).sum(numeric_only=True)
             operations = total["operations"] * batch
-            moved = width * (total["weights"] + total["values"] * batch)
-            timed = compare({name: partial(model.run, _noise(model, batch))}, rounds=calls)
-            row = rates(timed, operations / 1e9).assign(intensity=operations / moved, batch=batch)
-            found.append(row.drop(columns="times"))
-    return pd.concat(found).rename_axis("model").reset_index()
+            moved = WIDTH[name] * (total["weights"] + total["values"] * batch)
+            row = rates(timed.loc[[name]], operations / 1e9).drop(columns="times")
+            row = row.assign(intensity=operations / moved, batch=batch, network=network)
+            found.append(row.rename_axis("precision").reset_index())
+    return pd.concat(found, ignore_index=True)
 
 
 def _noise(model: Model, batch: int) -> np.ndarray:
@@ -129,12 +146,12 @@ def plot(table: pd.DataFrame, peaks: pd.DataFrame, title: str) -> Figure:
         axis.annotate(text, where, (0, 4), textcoords="offset points", ha="right", color=colour)
     slope = f"memory: {top['memory']:.0f} GB/s"
     axis.annotate(slope, (1.1, 1.1 * top["memory"]), (6, -10), textcoords="offset points")
-    networks = [*table["model"].str.split().str[0].unique()]
-    for name, rows in table.groupby("model", sort=False):
-        colour, face = COLOURS["INT8" in name], None if "INT8" in name else "white"
-        marker = MARKERS[networks.index(name.split()[0])]
-        look = {"color": colour, "markerfacecolor": face or colour, "ms": 7}
-        axis.plot(rows["intensity"], rows["median"], marker + ":", label=name, **look)
+    networks, groups = [*table["network"].unique()], ["network", "precision"]
+    for (network, precision), rows in table.groupby(groups, sort=False):
+        colour = COLOURS[[*WIDTH].index(precision)]
+        x, y, face = rows["intensity"], rows["median"], colour if precision == "INT8" else "white"
+        look, name = MARKERS[networks.index(network)] + ":", f"{network} {precision}"
+        axis.plot(x, y, look, label=name, color=colour, markerfacecolor=face, ms=7)
         for _, row in rows.iterrows():
             at = row["intensity"], row["median"]
             axis.annotate(f"{row['batch']}", at, (6, -9), textcoords="offset points", fontsize=8)
