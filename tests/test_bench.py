@@ -26,8 +26,6 @@ from cvlab.bench import (
 from cvlab.lessons.environment import peak_memory
 from cvlab.machine import usable_cores
 
-pytestmark = pytest.mark.alone  # it takes times
-
 
 class FakeTime:
     """A clock that stands still unless a call moves it."""
@@ -150,6 +148,7 @@ def adder(inputs, threads):
     return partial(sum, numbers)
 
 
+@pytest.mark.alone
 def test_a_race_finds_the_cost_of_each():
     field = {f"{ms} ms": Contestant(partial(sleeper, ms / 1e3), BATCH, 1) for ms in (8, 4)}
     table = race(field, rounds=10, calls=2, warmup=1)
@@ -167,6 +166,7 @@ def test_a_race_needs_no_fork(monkeypatch):
     assert race(field, rounds=2, warmup=1, processes=1)["n"].tolist() == [4, 4]
 
 
+@pytest.mark.alone
 def test_a_frozen_rival_takes_nobodys_core():
     field = {"alone": Contestant(adder, BATCH, 1)}
     alone = race(field, rounds=10, calls=5).loc["alone", "ms"]
@@ -223,6 +223,7 @@ def test_turns_are_shuffled_and_shared_by_processes(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(psutil.cpu_times(), "iowait"), reason="others are seen on Linux")
+@pytest.mark.alone
 def test_a_disturbed_race_says_so(monkeypatch, capsys):
     """One busy program: of a machine with many cores it takes little."""
     monkeypatch.setattr(bench, "DISTURBED", 0.3 / psutil.cpu_count())
@@ -237,6 +238,7 @@ def test_a_disturbed_race_says_so(monkeypatch, capsys):
 
 
 @pytest.mark.skipif(not hasattr(psutil.cpu_times(), "iowait"), reason="others are seen on Linux")
+@pytest.mark.alone
 def test_the_work_of_contestants_disturbs_nobody():
     """What rivals and others took are told apart: a race of work alone has few others in it."""
     field = {"works": Contestant(adder, BATCH, 1)}

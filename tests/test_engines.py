@@ -14,8 +14,6 @@ from cvlab.lessons.engines import calls, figures, mistakes
 from cvlab.machine import usable_cores
 from cvlab.models import SmallCNN
 
-pytestmark = pytest.mark.alone  # it takes times
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
@@ -53,6 +51,7 @@ def test_bound_memory_gives_the_same_answer(files, images):
     assert np.array_equal(bound()[0].numpy(), plain[0])
 
 
+@pytest.mark.alone
 def test_an_engine_does_not_win_against_itself(files, images):
     """Two identical contestants come out within 3 %."""
     call = calls.contestants(*files, images, 1)["ONNX Runtime, all"]
@@ -100,6 +99,7 @@ def test_a_mistake_is_the_mistake_that_it_says(files, images):
     assert counts["pytorch prepared"] == 1
 
 
+@pytest.mark.alone
 def test_mistakes_show_in_their_direction(files, images):
     pair = mistakes.Pair(*files, images[:1], 1)
     kinds = mistakes.by_name(["first_call", "new_session"])

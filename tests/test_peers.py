@@ -16,8 +16,6 @@ from cvlab.models import SmallCNN
 from cvlab.tools import peers
 from cvlab.train import Training, fit
 
-pytestmark = pytest.mark.alone  # it takes times
-
 
 def test_the_quantisers_defaults_and_ours_are_judged_on_the_same_test_images(drawn, tmp_path):
     torch.manual_seed(0)
