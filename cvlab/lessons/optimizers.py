@@ -307,13 +307,11 @@ def plot_rates(table: pd.DataFrame, title: str, chance: float) -> Figure:
     figure, axes = canvas(title, 4, rows, size=(9, 2.2 * rows + 0.9), sharex=True, sharey=True)
     for axis, name in zip(axes.flat, names, strict=False):
         scores = table[table["optimizer"] == name].groupby("lr")["score"]
-        median = scores.median()
-        axis.fill_between(
-            median.index, scores.min(), scores.max(), color=COLOURS[4], alpha=0.4, lw=0
-        )
-        axis.plot(median.index, median, "o-", color=COLOURS[0], markersize=4)
-        best = median.idxmax()
-        axis.plot(best, median[best], "*", color=COLOURS[1], markersize=13)
+        mean = scores.mean()  # as `best_rates` has it
+        axis.fill_between(mean.index, scores.min(), scores.max(), color=COLOURS[4], alpha=0.4, lw=0)
+        axis.plot(mean.index, mean, "o-", color=COLOURS[0], markersize=4)
+        best = mean.idxmax()
+        axis.plot(best, mean[best], "*", color=COLOURS[1], markersize=13)
         axis.axhline(chance, color="#999999", linestyle=":", linewidth=1)
         axis.set_title(f"{name}: best {best:g}", fontsize=9.5, loc="left")
         axis.set_xscale("log")

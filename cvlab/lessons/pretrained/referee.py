@@ -66,21 +66,21 @@ def verdicts(costs: pd.DataFrame, recall: pd.DataFrame, normalised: pd.Series) -
     """
     top1 = pairs().query("asked == 'top-1'").set_index("pair")
     alexnet = top1["p at most"].filter(like="AlexNet").max()
-    needed = "warmed up: many calls, their median and spread"
     vgg, resnet = RIGHT.loc[["VGG16", "ResNet50"], "top-1"] / IMAGES
+    half = images_needed((vgg + resnet) / 2, resnet - vgg)  # two standard errors: power one half
     ours = costs.loc[[name for name in RIGHT.index if name in costs.index]]
     slow, greedy, frugal = ours["ms"].idxmax(), ours["memory"].idxmax(), ours["memory"].idxmin()
     asked = recall[["dog", "cat", "horse"]].map("{:.0%}".format)
     known = "; ".join(f"by {rule}: {', '.join(asked.loc[rule])}" for rule in ("sum", "mean"))
     rows = {
         "VGG16 and ResNet50 know more than AlexNet": (
-            *(f"p at most {alexnet:.2g}, whichever images they were", "stands"),
-            "it has: the difference is large",
+            f"p at most {alexnet:.2g}, whichever images they were",
+            *("stands, for inputs normalised wrongly", "each network's own statistics"),
         ),
         "ResNet50 knows more than VGG16": (
             *(f"p at least {top1['p at least']['ResNet50 over VGG16']:.2g}", "not shown"),
-            f"{images_needed((vgg + resnet) / 2, resnet - vgg)} images each, for a gap of two "
-            "standard errors; fewer, if paired",
+            f"{half} images each would have, every second time; about {2 * half}, four times in "
+            "five; fewer, if paired",
         ),
         "VGG16 takes the least memory (its table), the most (its conclusion)": (
             *(f"here least: {frugal}, most: {greedy}", "contradicts itself"),
@@ -88,7 +88,7 @@ def verdicts(costs: pd.DataFrame, recall: pd.DataFrame, normalised: pd.Series) -
         ),
         "12.6 seconds for one image": (
             *(f"here the slowest of them, {slow}: {ours['ms'].max():.0f} ms", "not shown"),
-            needed,
+            "warmed up: many calls, their median and spread",
         ),
         "dogs are known, cats are not, horses not at all": (
             *(f"ours, dog, cat, horse {known}", "not shown: the rule moves it"),
