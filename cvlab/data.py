@@ -50,20 +50,6 @@ class Split:
         chosen = torch.as_tensor(indices)
         return Split(self.images[chosen], self.labels[chosen])
 
-    def shifted(self, right: int, down: int) -> "Split":
-        """The images moved by so many pixels (negative: left, up); the edge is reflected.
-
-        Raises:
-            ValueError: a shift is larger than half the image.
-        """
-        height, width = self.images.shape[2:]
-        pad = max(abs(right), abs(down))
-        if pad > min(height, width) // 2:
-            raise ValueError(f"shifted({right}, {down}) was given for {width} x {height} images.")
-        padded, top, left = _padded(self.images, pad), pad - down, pad - right
-        moved = padded[:, top : top + height, left : left + width]
-        return Split(moved.permute(0, 3, 1, 2), self.labels)
-
 
 @dataclass(frozen=True)
 class ImageData:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 Lines = Mapping[str, tuple[Sequence, Sequence]]  # name -> (x, y)
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999"]
@@ -26,7 +26,6 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "font.size": 10,
-    "legend.frameon": False,
 }
 
 
@@ -48,6 +47,14 @@ def set_title(figure: Figure, title: str) -> None:
 def footnote(figure: Figure, text: str) -> None:
     """Small print under the figure: how it was measured."""
     figure.supxlabel(text, x=0.01, ha="left", fontsize=8, color="#555555")
+
+
+def log_scale(axis: Axes) -> None:
+    """The x axis logarithmic, with the numbers 1, 2 and 5 of each power of ten, written out."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter("{x:g}")
 
 
 def image_grid(images: Sequence, labels: Sequence, classes: Sequence[str], title: str) -> Figure:

@@ -222,5 +222,5 @@ def start(
     print(f"run    {name} · profile {profile} · seed {seed} · computes on {where}")
     print(f"cpu    {machine.cpu}")
     print(f"       {machine.cores} logical cores, {torch.get_num_threads()} threads · {features}")
-    print(f"with   {versions(('torch', 'torchvision', 'onnxruntime', 'optuna'))}")
+    print(f"with   {versions()}")
     return Run(name, profile, data, seed, device, SimpleNamespace(**budget))

@@ -6,7 +6,6 @@ said.
 """
 
 PENDING: dict[str, set[str]] = {
-    "00_environment": set(),
     "01_optimizers": {
         "momentum's best rate is at least 10 times the report's 0.001",
         "a turned valley leaves Adagrad a hundred times farther away",
@@ -19,9 +18,4 @@ PENDING: dict[str, set[str]] = {
     },
     "03_pretrained_zoo": {"a multiplication takes longer in EfficientNet-B3 than in ResNet50"},
     "06_int8": {"in INT8, steps with rounding end nearer to float than plain ones"},
-    "08_smaller": {
-        "ONNX Runtime is not shown to be faster with it",
-        "and less time",
-        "in INT8 the student loses less than five points",
-    },
 }

@@ -287,13 +287,13 @@ def test_the_last_sentence_looks_at_test_images_and_speed(data, taught, tmp_path
     import pandas as pd
 
     class Found:
-        reached = True
+        reached, max_drop = True, 0.2
 
         def __str__(self):
             return "found"
 
     row = {"n": 5000, "drop_pp": 0.4, "drop_low": 0.3, "drop_high": 0.5, "speedup": 0.66}
-    made = quantize.Shrunk(Found(), pd.DataFrame([row, row]), 0.2)
+    made = quantize.Shrunk(Found(), pd.DataFrame([row, row]))
     assert not made.good
     assert "more than may be lost" in str(made)
     assert "only 0.66 times the speed" in str(made)

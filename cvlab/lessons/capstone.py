@@ -12,7 +12,6 @@ import optuna
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from optuna.trial import FixedTrial
 from torch import nn
@@ -26,7 +25,7 @@ from cvlab.lessons.search import tune
 from cvlab.metrics import paired_drop
 from cvlab.models import MODELS
 from cvlab.paths import output_folder, store_text
-from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, canvas, footnote
+from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, canvas, footnote, log_scale
 from cvlab.records import in_words, interval
 from cvlab.run import Run
 from cvlab.show import interactive
@@ -286,7 +285,7 @@ def plot_products(table: pd.DataFrame, title: str) -> Figure:
     Columns `kind`, `accuracy`, `latency_ms`, `size_mb`; rows of a kind in the order of its steps.
     """
     figure, axis = canvas(title, size=(8.5, 4.4))
-    axis.set_xscale("log")
+    log_scale(axis)
     above = table["latency_ms"].rank().astype(int) % 2 == 1  # neighbours' labels keep apart
     for i, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
         x, y = rows["latency_ms"], rows["accuracy"]
@@ -306,9 +305,6 @@ def plot_products(table: pd.DataFrame, title: str) -> Figure:
     axis.set(xlabel="latency of one image, ms (log scale)", ylabel="accuracy", ylim=(-0.1, 1.15))
     axis.margins(x=0.2)
     axis.set_yticks(np.arange(0, 1.01, 0.2))
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_major_formatter(PERCENT)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     footnote(figure, "Area of the circles: size of the file.")

@@ -134,9 +134,18 @@ def shift_consistency(
     still, shares = answers(data.val), {}
     for far in distances:
         moves = ((far, 0), (-far, 0), (0, far), (0, -far))
-        same = [(answers(data.val.shifted(*move)) == still).float().mean().item() for move in moves]
-        shares[far] = float(np.mean(same))
+        same = [answers(shifted(data.val, *move)) == still for move in moves]
+        shares[far] = torch.stack(same).float().mean().item()
     return shares
+
+
+def shifted(split: Split, right: int, down: int) -> Split:
+    """The images moved by so many pixels (negative: left, up); the edge is reflected."""
+    rows, columns = (
+        np.pad(np.arange(side), abs(by), mode="reflect")[abs(by) - by :][:side]
+        for side, by in zip(split.images.shape[2:], (down, right), strict=True)
+    )
+    return Split(split.images[:, :, rows][..., columns], split.labels)
 
 
 def same_answer(model: nn.Module, images: Tensor, shift: int = 1) -> Tensor:
@@ -171,7 +180,7 @@ def most_moved(model: torch.nn.Module, data: ImageData) -> int:
     def says(images: Split) -> Tensor:
         return predict(model, data.batches(images, EVAL_BATCH))[0].softmax(1)
 
-    return int((says(data.val) - says(data.val.shifted(1, 0))).abs().sum(1).argmax())
+    return int((says(data.val) - says(shifted(data.val, 1, 0))).abs().sum(1).argmax())
 
 
 def costs(poolings: Sequence[str], classes: int, width: int, device) -> pd.DataFrame:
@@ -294,7 +303,7 @@ def explore(models: Mapping[str, torch.nn.Module], data: ImageData, first: int) 
     }
 
     def draw(image: int, right: int, down: int):
-        moved = data.val.select([image]).shifted(right, down)
+        moved = shifted(data.val.select([image]), right, down)
         batch = data.batches(moved, 1)
         says = {name: predict(model, batch)[0].softmax(1)[0] for name, model in models.items()}
         truth = data.classes[int(moved.labels[0])]

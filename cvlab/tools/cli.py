@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cvlab import data as cvdata
 from cvlab import sources
-from cvlab.machine import hardware, limit_threads
+from cvlab.machine import hardware, limit_threads, versions
 from cvlab.paths import as_json, data_folder, project_root, store_text
 from cvlab.profiles import PROFILES, ParameterError
 from cvlab.tools import runner
@@ -324,14 +325,13 @@ def _table(options) -> int:
 
 
 def _fast(options) -> int:
-    from cvlab import data
     from cvlab.lessons.fast import record
 
     log = options.log or project_root() / "runs" / "09_fast.jsonl"
     if options.check:
         lines = record.read(log)
     else:
-        images = record.everything(data.load("cifar10", options.data))
+        images = record.everything(cvdata.load("cifar10", options.data))
         seeds = range(options.seeds)
         try:
             lines = record.keep_log(log, images, record.RECIPE, seeds, hardware().device)
@@ -357,12 +357,11 @@ def _stated(options) -> dict[str, object]:
 
 
 def _quantize(options) -> int:
-    from cvlab import data
     from cvlab.tools import quantize
 
     out = options.out or options.model.with_suffix(".int8.onnx")
     try:
-        loaded = data.load(options.data, options.where)
+        loaded = cvdata.load(options.data, options.where)
         print(loaded)
         limits = options.max_drop, options.target
         made = quantize.shrink(options.model, loaded, out, *limits, _stated(options))
@@ -376,10 +375,9 @@ def _quantize(options) -> int:
 def _inspect(options) -> int:
     from tempfile import TemporaryDirectory
 
-    from cvlab import data
     from cvlab.tools import examine
 
-    loaded = data.load(options.data, options.where)
+    loaded = cvdata.load(options.data, options.where)
     with TemporaryDirectory() as folder:
         found = examine.examine(options.model, loaded, Path(folder), _stated(options))
     for what, said in found.about.items():
@@ -413,11 +411,9 @@ def _data(options) -> int:
 
 
 def _bench(options) -> int:
-    from cvlab import data
-    from cvlab.machine import hardware, versions
     from cvlab.tools import peers
 
-    loaded = data.load("cifar10", options.data)
+    loaded = cvdata.load("cifar10", options.data)
     content = {"source": str(loaded), "cpu": hardware().name, "versions": versions()}
     print(*content.values(), sep="\n")
     for title, table in peers.report(loaded, options.data):

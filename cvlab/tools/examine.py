@@ -243,7 +243,7 @@ def check_outputs(model: Model, classes: int) -> None:
     outputs = model.session.get_outputs()
     shape, kind = outputs[0].shape, outputs[0].type
     width = shape[-1] if len(shape) == 2 else None
-    if "float" in kind and "double" not in kind and (isinstance(width, str) or width == classes):
+    if "float" in kind and (isinstance(width, str) or width == classes):
         return
     if "double" in kind and width == classes:
         return

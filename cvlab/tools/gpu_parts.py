@@ -1,4 +1,4 @@
-"""The parts of `gpu-check`: training, clocks, memory, ONNX Runtime, what `full` would take.
+"""The parts of `gpu-check`: training, clocks, memory, ONNX Runtime, `full` budgets, 09's record.
 
 Lessons are imported by the part that needs them: a package that is missing costs no other part.
 """

@@ -25,12 +25,11 @@ class Shrunk:
 
     found: Found  # on validation images
     table: pd.DataFrame  # both models on test images: accuracy, size, speed
-    max_drop: float
 
     @property
     def good(self) -> bool:
         """Was what may be lost kept, as far as validation and test images tell?"""
-        return bool(self.found.reached and self.table["drop_low"].iloc[-1] <= self.max_drop)
+        return bool(self.found.reached and self.table["drop_low"].iloc[-1] <= self.found.max_drop)
 
     def __str__(self) -> str:
         """What validation said, what the test images say, and whether it was worth it."""
@@ -39,7 +38,7 @@ class Shrunk:
             **last
         )
         words = f"{self.found}.\nOn {last['n']:,.0f} test images it loses {lost}: "
-        beyond = last["drop_low"] > self.max_drop
+        beyond = last["drop_low"] > self.found.max_drop
         words += "more than may be lost. " if beyond else "they do not contradict that. "
         gain = last["speedup"]
         if gain < 1:
@@ -94,7 +93,7 @@ def shrink(
     table = table[[*columns, "size_mb", "latency_ms", "throughput", "speedup"]]
     if (at_once := model.batch_size(1)) > 1:
         table = table.rename(columns={"latency_ms": f"ms_for_{at_once}"})
-    return Shrunk(found, table, max_drop)
+    return Shrunk(found, table)
 
 
 def unseen(known: Examined) -> ImageData:

@@ -86,7 +86,7 @@ def _value(wanted: Mapping, found: Mapping[str, list[dict]]) -> str:
     if not fits:
         raise ResultsError(
             f"{wanted['notebook']} has no record {wanted['name']!r} with the tags {tags}, which "
-            "README's table shows. Publish it again, or mend cvlab/readme.toml."
+            "README's table shows. Publish it again, or mend cvlab/tools/readme.toml."
         )
     if len(machines := devices(fits)) > 1:
         raise ResultsError(

@@ -6,13 +6,12 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from cvlab.bench import time_calls
 from cvlab.lessons import environment
 from cvlab.lessons.engines import calls
 from cvlab.machine import usable_cores
-from cvlab.plots import COLOURS, canvas
+from cvlab.plots import COLOURS, canvas, log_scale
 from cvlab.show import interactive
 
 
@@ -31,12 +30,9 @@ def ratios(table: pd.DataFrame, title: str, honest: str) -> Figure:
         axis.annotate(text, (row["high"], place), (8, -4), textcoords="offset points")
     axis.axvline(table.loc[honest, "ratio"], color=COLOURS[6], linestyle="--", linewidth=1)
     axis.axvline(1, color=COLOURS[7], linewidth=1)
-    axis.set_xscale("log")
+    log_scale(axis)
     axis.margins(x=0.15)
     axis.set_yticks(range(len(table)), table.index)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_locator(NullLocator())
     axis.invert_yaxis()
     axis.set_xlabel("PyTorch's time / ONNX Runtime's time (log scale)")
     axis.grid(visible=False, axis="y")

@@ -7,11 +7,20 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from cvlab.data import ImageData
 from cvlab.lessons.pretrained import zeroshot, zoo
-from cvlab.plots import COLOURS, MARKERS, PERCENT, STYLES, bars, canvas, footnote, pictures
+from cvlab.plots import (
+    COLOURS,
+    MARKERS,
+    PERCENT,
+    STYLES,
+    bars,
+    canvas,
+    footnote,
+    log_scale,
+    pictures,
+)
 from cvlab.show import interactive
 from cvlab.train import predict
 
@@ -33,7 +42,7 @@ def trade_off(costs: pd.DataFrame) -> Figure:
     title = f"{slow.name}: {times:.0f} times the time of {quick.name}, "
     title += f"{100 * (most - least):+.0f} points by first recipes"
     figure, axis = canvas(title, size=(7.5, 4.2))
-    axis.set_xscale("log")
+    log_scale(axis)
     x, y, size = points["ms"], points["top1"], 8 * points["MB"]
     axis.scatter(x, y, s=size, color=COLOURS[4], alpha=0.6, ec=COLOURS[0])
     axis.plot(x, y, ".", color=COLOURS[6])
@@ -50,9 +59,6 @@ def trade_off(costs: pd.DataFrame) -> Figure:
         axis.annotate(text, at, to, textcoords="offset points", ha="center", va="center")
     axis.set(xlabel="latency of one image, ms (log scale)", ylabel="ImageNet top-1, as published")
     axis.margins(x=0.25, y=0.35)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_major_formatter(PERCENT)
     footnote(figure, "Disc: the weights used here, its area the file. Ring: torchvision's first.")
     return figure

@@ -110,7 +110,7 @@ def with_new_head(data: ImageData, recipe: SimpleNamespace, run: Run) -> nn.Modu
     """A pretrained network whose new head is trained on features of `head_images` images.
 
     Args:
-        data: as the network sees it, see `cvlab.zoo.as_seen_by`.
+        data: as the network sees it, see `cvlab.lessons.pretrained.zoo.as_seen_by`.
         recipe: the names in `RECIPE`, and `download`, "yes" or "no", as in profiles.toml.
         run: its seed and device.
     """
@@ -164,7 +164,7 @@ def get_or_train(run: Run) -> store.Stored:
     `run`, whose profile and seed choose it, has loaded CIFAR-10 (or its stand-in).
 
     Raises:
-        cvlab.zoo.WeightsError: there are no pretrained weights to begin with.
+        cvlab.lessons.pretrained.zoo.WeightsError: there are no pretrained weights to begin with.
         cvlab.train.CheckpointError: a file is damaged; the message names it.
     """
     knobs = profiles()[NOTEBOOK][run.profile]

@@ -100,7 +100,7 @@ def whose(nets: Mapping[str, object], missing: Mapping[str, str]) -> str:
     """Whose weights are here and whose are not; a file that is damaged is told as it was found.
 
     Args:
-        nets: by name, as of `cvlab.zoo.available`, like `missing`, which says why.
+        nets: by name, as of `zoo.available`, like `missing`, which says why.
     """
     here, absent = (", ".join(card(name).title for name in them) for them in (nets, missing))
     lines = [f"ImageNet weights are here of {here}"]

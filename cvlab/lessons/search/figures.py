@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from optuna.visualization import matplotlib as optuna_plots
 
 from cvlab.metrics import Z
-from cvlab.plots import COLOURS, PERCENT, canvas, curves, set_title
+from cvlab.plots import COLOURS, PERCENT, canvas, curves, log_scale, set_title
 from cvlab.show import interactive
 
 
@@ -67,16 +67,13 @@ def by_optuna(kind: str, study, title: str, **options) -> Figure:
 def front(table: pd.DataFrame, title: str, xlabel: str, ylabel: str, chosen: int) -> Figure:
     """Candidates by cost (`x`, log scale) and accuracy (`y`); those with `best` are joined."""
     figure, axis = canvas(title, size=(7.5, 4))
-    axis.set_xscale("log")
+    log_scale(axis)
     best = table[table["best"]].sort_values("x")
     axis.plot(table["x"], table["y"], "o", color=COLOURS[7], markersize=5, label="beaten")
     axis.step(best["x"], best["y"], "-s", where="post", color=COLOURS[0], label="Pareto front")
     ours = table.loc[chosen]
     axis.plot(ours["x"], ours["y"], "*", color=COLOURS[1], markersize=16, label="our choice")
     axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_major_formatter(PERCENT)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -60,7 +60,9 @@ def pruned(
 def sensitivity(
     net: nn.Module, ratio: float, batches: Sequence[Batch], data: ImageData, what: str
 ) -> pd.DataFrame:
-    """What each convolution alone costs, half of its channels gone by L1 and nothing trained again.
+    """What each convolution alone costs that loses a share `ratio` of its channels, by L1.
+
+    Nothing is trained again.
 
     Returns:
         a row a layer, by its name: `drop_pp` on the validation images with its paired interval

@@ -42,7 +42,7 @@ def strip(model: Path, path: Path) -> Path:
 
 
 def breakdown(model: Path) -> pd.Series:
-    """Bytes of a file by what they are for: `weights`, `biases and rulers`, `all else`."""
+    """Bytes of a `file` by use: `weights`, `biases and rulers`, `all else`."""
     found = {"weights": 0, "biases and rulers": 0}
     for tensor in onnx.load(model).graph.initializer:
         kind = "weights" if len(tensor.dims) > 1 else "biases and rulers"
