@@ -11,6 +11,5 @@ PENDING: dict[str, set[str]] = {
         "a turned valley leaves Adagrad a hundred times farther away",
         "in it Adagrad comes no nearer than SGD",
     },
-    "03_pretrained_zoo": {"a multiplication takes longer in EfficientNet-B3 than in ResNet50"},
     "06_int8": {"in INT8, steps with rounding end nearer to float than plain ones"},
 }
