@@ -94,7 +94,7 @@ def table(
 
     Returns:
         a row each: `precision` (that ran), see `ladder.comparison`, `throughput` of one batch of 32
-        and `speedup`.
+        and `speedup` with `speedup_low` to `speedup_high`.
     """
     plain = "ONNX Runtime"
     asked = {"f32": (model.path, "f32"), "bf16": (model.path, "bf16")}
@@ -110,6 +110,7 @@ def table(
         ways[name] = partial(calls.openvino, file, precision=precision)
     batch = stacked(first(batches, 32))[:32].numpy()
     times = calls.timed(ways, batch, threads, rounds=rounds, what="OpenVINO")
-    found = comparison(answers, labels, files).join(times[["throughput", "speedup"]])
+    times = times[["throughput", "speedup", "speedup_low", "speedup_high"]]
+    found = comparison(answers, labels, files).join(times)
     found.insert(0, "precision", pd.Series(ran))
     return found
