@@ -6,10 +6,5 @@ said.
 """
 
 PENDING: dict[str, set[str]] = {
-    "01_optimizers": {
-        "momentum's best rate is at least 10 times the report's 0.001",
-        "a turned valley leaves Adagrad a hundred times farther away",
-        "in it Adagrad comes no nearer than SGD",
-    },
     "06_int8": {"in INT8, steps with rounding end nearer to float than plain ones"},
 }
