@@ -204,7 +204,7 @@ def in_words(lines: Sequence[dict]) -> str:
     return "\n".join([*told, *(verdict(lines, *target) for target in TARGETS)])
 
 
-def operations(recipe: Recipe, images: int, classes: int = 10) -> float:
+def operations(recipe: Recipe, images: int) -> float:
     """Floating-point operations of the whole training, Muon's included, as torch counts them.
 
     On tensors without numbers, so nothing is computed: a step of each size, and of each with the
@@ -212,13 +212,12 @@ def operations(recipe: Recipe, images: int, classes: int = 10) -> float:
 
     Args:
         images: of the training set; each is met in every pass.
-        classes: of the network.
     """
     plain, a_step = replace(recipe, precision="fp32"), 0.0
     for size in recipe.sizes:
         for learns, share in ((True, STEM_LEARNS), (False, 1 - STEM_LEARNS)):
             with torch.device("meta"):
-                net = FastNet(classes, recipe.widths, torch.empty(STEM, 3, 2, 2))
+                net = FastNet(10, recipe.widths, torch.empty(STEM, 3, 2, 2))
                 pictures = torch.empty(recipe.batch_size, 3, size, size)
                 labels = torch.empty(recipe.batch_size, dtype=torch.int64)
             net.stem.bias.requires_grad_(learns)

@@ -328,10 +328,10 @@ def stopped(
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def joint(group: bool, trials: int = 25) -> pd.Series:
+def joint(group: bool) -> pd.Series:
     """How often TPE drew each parameter of the reports' space together with others, not alone.
 
-    Multivariate TPE draws together what all trials so far have in common; with `group`, what
+    Of 25 trials. Multivariate TPE draws together what all so far have in common; with `group`, what
     always comes together. Nothing is trained: the score is drawn at random.
 
     Returns:
@@ -342,7 +342,7 @@ def joint(group: bool, trials: int = 25) -> pd.Series:
         sampler = TPESampler(seed=0, multivariate=True, group=group)
     study, random = optuna.create_study(sampler=sampler), np.random.default_rng(0)
     together, had = Counter(), Counter()
-    for number in range(trials):
+    for number in range(25):
         trial = study.ask()
         with torch.device("meta"):  # a network without memory: only what is suggested counts
             tune.reports_space(trial, 10)
