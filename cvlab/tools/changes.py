@@ -13,6 +13,7 @@ from cvlab.records import in_words
 from cvlab.tools.run_folder import Folder, duration
 
 SLOWER = 1.5  # times as long as before
+MEASURED = ("n", "p10", "p90")  # tags that say how well a number is known, not what it is of
 HOLDS = {True: "holds", False: "does not hold", None: "not checked"}
 
 
@@ -75,7 +76,7 @@ def _numbers(old: Folder, new: Folder) -> Iterator[tuple[str, ...]]:
 
 def _of(record: dict) -> str:
     """What a number is of: its tags in words, without how well it is known."""
-    return ", ".join(f"{k} {v}" for k, v in record["tags"].items() if k not in ("n", "p10", "p90"))
+    return ", ".join(f"{k} {v}" for k, v in record["tags"].items() if k not in MEASURED)
 
 
 def remember(run: Folder, history: Path) -> None:

@@ -25,7 +25,6 @@ from cvlab.tools import changes, pages, run_folder
 from cvlab.tools.executed import devices, distinct
 from cvlab.tools.run_folder import Folder, duration
 
-MEASURED = ("n", "p10", "p90")  # tags that say how well a number is known, not what it is of
 FEW, SOME = 3, 10  # a metric with so many values is shown at once: any, or one with intervals
 MARKS = {"passed": "✓", "failed": "✗", "unfinished": "◐", "not run": "–"}  # of notebooks
 
@@ -195,7 +194,7 @@ def _numbers(run: Folder) -> dict[tuple, tuple[Number, bool]]:
 
 
 def _tags(record: dict, *without: str) -> str:
-    left = {k: v for k, v in record["tags"].items() if k not in (*MEASURED, *without)}
+    left = {k: v for k, v in record["tags"].items() if k not in (*changes.MEASURED, *without)}
     return " · ".join(f"{k}: {v}" for k, v in left.items())
 
 

@@ -1,6 +1,5 @@
 """Worker processes that add trials to one study; other machines may do so at the same time."""
 
-import platform
 import signal
 import sys
 import time
@@ -13,7 +12,7 @@ import optuna
 import torch
 
 from cvlab import data as cvdata
-from cvlab.lessons.search.studies import StudyError, claim, new_study, requeue_dead
+from cvlab.lessons.search.studies import StudyError, claim, me, new_study, requeue_dead
 from cvlab.lessons.search.tune import Objective, finished, so_far
 from cvlab.machine import hardware, usable_cores
 from cvlab.profiles import profiles
@@ -131,7 +130,7 @@ def _start(job: Job, share: int | None) -> BaseProcess:
 
 
 def _done_by(worker: BaseProcess, study: optuna.Study) -> int:
-    name = f"{platform.node()}:{worker.pid}"
+    name = me(worker.pid)
     return sum(trial.user_attrs.get("process") == name for trial in finished(study))
 
 

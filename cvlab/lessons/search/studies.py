@@ -152,9 +152,9 @@ def claim(study: optuna.Study, settings: dict[str, Any]) -> None:
         )
 
 
-def me() -> str:
-    """This process, as trials name who works on them: `host:pid`."""
-    return f"{platform.node()}:{os.getpid()}"
+def me(pid: int | None = None) -> str:
+    """This process, or another one here, as trials name who works on them: `host:pid`."""
+    return f"{platform.node()}:{pid or os.getpid()}"
 
 
 def requeue_dead(study: optuna.Study) -> int:
