@@ -5,6 +5,4 @@ names the claims that are published in words that its code no longer has; all ot
 said.
 """
 
-PENDING: dict[str, set[str]] = {
-    "06_int8": {"in INT8, steps with rounding end nearer to float than plain ones"},
-}
+PENDING: dict[str, set[str]] = {}
