@@ -289,7 +289,6 @@ def test_why_a_worker_is_refused():
 
 
 def test_a_scheduler_that_dies_costs_nothing_that_finished(lonely, workbook, monkeypatch, capsys):
-    monkeypatch.setattr("cvlab.tools.cluster.CONNECT_SECONDS", 2)  # so long it is looked for again
     root, _ = workbook
     monkeypatch.setenv("RAN", str(lonely.log))
     rewrite(root, "11_bad", "1 / 0", FIRST_TIME_HANGS)
