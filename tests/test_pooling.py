@@ -81,6 +81,8 @@ def test_shifted_moves_right_and_down_and_reflects_the_edge():
     down = pooling.shifted(split, 0, 1).images[0, 0]
     assert down[:, 0].tolist() == [4, 0, 4, 8]
     assert torch.equal(pooling.shifted(split, 0, 0).images, images)
+    with pytest.raises(ValueError, match="shifted"):
+        pooling.shifted(split, 3, 0)
 
 
 class LooksAtOnePixel(torch.nn.Module):

@@ -140,10 +140,17 @@ def shift_consistency(
 
 
 def shifted(split: Split, right: int, down: int) -> Split:
-    """The images moved by so many pixels (negative: left, up); the edge is reflected."""
+    """The images moved by so many pixels (negative: left, up); the edge is reflected.
+
+    Raises:
+        ValueError: a shift is larger than half the image.
+    """
+    height, width = split.images.shape[2:]
+    if max(abs(right), abs(down)) > min(height, width) // 2:
+        raise ValueError(f"shifted({right}, {down}) was given for {width} x {height} images.")
     rows, columns = (
         np.pad(np.arange(side), abs(by), mode="reflect")[abs(by) - by :][:side]
-        for side, by in zip(split.images.shape[2:], (down, right), strict=True)
+        for side, by in ((height, down), (width, right))
     )
     return Split(split.images[:, :, rows][..., columns], split.labels)
 

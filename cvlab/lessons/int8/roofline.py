@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from functools import partial
-from itertools import product
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,18 +82,18 @@ def points(
         10^9 operations a second.
     """
     found = []
-    for (network, models), batch in product(networks.items(), batches):
-        images = _noise(next(iter(models.values())), batch)
+    for network, models in networks.items():
+        one = next(iter(models.values()))
+        total = costs(one.path).sum(numeric_only=True)  # an INT8 file costs what its float one does
         calls = {name: partial(onnx_call, model.path) for name, model in models.items()}
-        field = {name: Contestant(call, images, threads) for name, call in calls.items()}
-        timed = race(field, rounds=rounds, what=what and f"{what}: {network}, batch {batch}")
-        for name, model in models.items():
-            total = costs(model.path).sum(numeric_only=True)
-            operations = total["operations"] * batch
-            moved = WIDTH[name] * (total["weights"] + total["values"] * batch)
-            row = rates(timed.loc[[name]], operations / 1e9).drop(columns="times")
-            row = row.assign(intensity=operations / moved, batch=batch, network=network)
-            found.append(row.rename_axis("precision").reset_index())
+        for batch in batches:
+            images, label = _noise(one, batch), what and f"{what}: {network}, batch {batch}"
+            field = {name: Contestant(call, images, threads) for name, call in calls.items()}
+            rows = rates(race(field, rounds=rounds, what=label), total["operations"] * batch / 1e9)
+            moved = total["weights"] + total["values"] * batch
+            rows["intensity"] = total["operations"] * batch / moved / rows.index.map(WIDTH)
+            rows = rows.assign(batch=batch, network=network).drop(columns="times")
+            found.append(rows.rename_axis("precision").reset_index())
     return pd.concat(found, ignore_index=True)
 
 
