@@ -157,7 +157,7 @@ class Model:
         """
         kind, shape = np.dtype(KINDS[self.input.type]), self.input.shape
         fits = len(shape) == images.ndim and all(
-            isinstance(want, str) or want == have
+            not isinstance(want, int) or want == have
             for want, have in zip(shape, images.shape, strict=False)
         )
         if images.dtype != kind or not fits or 0 in images.shape:

@@ -53,6 +53,17 @@ HOSTILE = {
     "import os; os.symlink(KEY, 'key'); return 5": ("wrong", "PermissionError"),
     "import os; os.makedirs('a/' * 400); return 5": ("wrong", "was expected"),
     "import os; os.kill(os.getppid(), 9)": ("wrong", "PermissionError"),
+    "import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))": (
+        "wrong",
+        "PermissionError",
+    ),
+    "import fcntl, os; fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid())": (
+        "wrong",
+        "PermissionError",
+    ),
+    "import os; os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)": ("wrong", "PermissionError"),
+    "x = 0x" + "f" * 5000 + "; return 5": ("wrong", "was expected"),
+    "return " + "1+" * 1500 + "1": ("wrong", ""),
     "import socket; socket.create_connection(('127.0.0.1', 80))": ("wrong", "PermissionError"),
     "open('large', 'wb').write(bytes(2**26)); return 5": ("wrong", "OSError"),
     "i = 0\nwhile True:\n    open(f'f{i}', 'wb').write(bytes(2**20)); i += 1": ("wrong", "files"),

@@ -82,6 +82,14 @@ def test_the_command_prints_a_table_shows_it_and_keeps_a_history(old, tmp_path, 
     assert first["notebooks"][NAME]["claims"] == {"A | <b>wins": True, "B loses": True}
 
 
+def test_half_a_character_is_remembered_too(tmp_path):
+    """JSON may hold one, and no file in UTF-8 can."""
+    odd = run(tmp_path / "odd", claim("half a \ud800"))
+    changes.remember(run_folder.read(odd), tmp_path / "history.jsonl")
+    kept = json.loads((tmp_path / "history.jsonl").read_text(encoding="utf-8"))
+    assert kept["notebooks"][NAME]["claims"] == {"half a \ud800": True}
+
+
 def test_a_run_stores_what_is_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "execute_one", lambda task, slot: runner.Executed(task.path.stem))
     plan_ = runner.Plan([NAME])

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 
 import nbformat
 import psutil
 import pytest
+from test_runner import as_process, command
 
-from cvlab.tools import cli, cluster, runner
+from cvlab.tools import cluster, runner
 from cvlab.tools.cluster import crew as crew_of
 
 pytest.importorskip("distributed")
@@ -121,23 +121,6 @@ def rewrite(root, name, old, new):
     for cell in notebook.cells:
         cell.source = new if cell.source == old else cell.source
     nbformat.write(notebook, path)
-
-
-def command(*arguments):
-    return cli.main([str(argument) for argument in arguments])
-
-
-def as_process(root, *arguments):
-    """The same in a process of its own, which Ctrl-C can reach."""
-    code = (
-        "import pathlib, sys, cvlab.paths; cvlab.paths.PACKAGE = pathlib.Path(sys.argv.pop(1));"
-        "from cvlab.tools.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    words = [sys.executable, "-c", code, root / "cvlab", *arguments]
-    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(
-        list(map(str, words)), stdout=subprocess.PIPE, text=True, preexec_fn=heed
-    )
 
 
 def pids(log):

@@ -130,6 +130,13 @@ def test_what_the_user_states_goes_before_what_the_file_says(taught, data, tmp_p
     assert looked_at(path, data, tmp_path, classes=stated).view.classes == [*stated]
 
 
+def test_a_stated_mean_is_taken_without_a_deviation(data):
+    """Once it counted only beside one."""
+    ways = examine._ways(data, {"mean": (0.1, 0.2, 0.3)})
+    assert {mean for _, _, (mean, _) in ways} == {(0.1, 0.2, 0.3)}
+    assert {std for _, _, (_, std) in ways} > {data.std, data.std[::-1]}
+
+
 def test_where_nothing_fits_it_says_what_was_tried(data, tmp_path):
     path = exported(SmallCNN(10).eval(), tmp_path / "net.onnx", **any_batch())
     with pytest.raises(QuantizeError, match=r"near guessing.*ImageNet's, bgr.*--mean"):
@@ -247,6 +254,24 @@ def test_an_output_that_is_no_class_scores_is_named(taught, data, tmp_path, end,
         looked_at(path, data, tmp_path)
 
 
+def test_a_batch_size_without_a_name_is_free(taught, data, tmp_path):
+    """ONNX Runtime calls it None."""
+    content = onnx.load(exported(taught, tmp_path / "named.onnx", **any_batch()))
+    for one in (*content.graph.input, *content.graph.output):
+        one.type.tensor_type.shape.dim[0].Clear()
+    onnx.save(content, tmp_path / "net.onnx")
+    found = looked_at(tmp_path / "net.onnx", data, tmp_path, **as_ours(data))
+    assert found.model.run(EXAMPLE.numpy()).shape == (2, 10)
+
+
+def test_inputs_that_are_no_images_are_refused_at_once(data, tmp_path):
+    net = nn.Sequential(nn.Linear(3072, 10))
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(net, (torch.zeros(2, 3072),), path, dynamo=False, **any_batch())
+    with pytest.raises(ValueError, match=r"\[25, 3, 32, 32\] was given"):
+        looked_at(path, data, tmp_path)
+
+
 def test_a_network_in_training_mode_is_refused(taught, data, tmp_path):
     training = torch.onnx.TrainingMode.TRAINING
     path = exported(
@@ -306,5 +331,6 @@ def test_inspect_says_what_a_file_is(taught, data, tmp_path, capsys, monkeypatch
     said = capsys.readouterr().out
     assert "classes          truck, ship" in said
     assert "Conv" in said
-    assert cli.main(["inspect", str(path), "--where", "synthetic", "--mean", "a,b"]) == 2
-    assert "list of numbers" in capsys.readouterr().err
+    for text in ("a,b", "0.5,0.5"):
+        assert cli.main(["inspect", str(path), "--where", "synthetic", "--mean", text]) == 2
+        assert "one number or three" in capsys.readouterr().err

@@ -227,7 +227,7 @@ def test_the_folder_works_where_only_three_packages_are(folder, tmp_path):
 
 def test_the_command_line_classifies_and_says_what_is_wrong(folder, resized, capsys):
     picture = str(folder / "0.png")
-    assert cli.main(["predict", str(folder / "model.onnx"), picture]) == 0
+    assert cli.main(["predict", str(folder / "model.onnx"), picture, picture]) == 0  # named twice
     best = deploy.classify(folder / "model.onnx", [picture]).iloc[0].idxmax()
     assert f"0.png: {best}" in capsys.readouterr().out
     wrong = {

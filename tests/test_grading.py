@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,15 +33,7 @@ from test_exercises import WRONG
 
 from cvlab.exercises import judge
 from cvlab.tools import cli
-from cvlab.tools.grading import (
-    collect,
-    execute,
-    export,
-    grade,
-    home,
-    limits,
-    marks,
-)
+from cvlab.tools.grading import collect, execute, export, grade, home, limits, marks
 from cvlab.tools.grading import judge as judging
 from cvlab.tools.grading.words import decode, encode
 
@@ -181,10 +174,13 @@ def test_what_is_late_missing_odd_or_twice_is_named(tmp_path, monkeypatch):
     (folder / "mine.ipynb").write_text('{"cells": [{"cell_type": "code", "source": ["1"]}]}')
     (folder / "06_int8.ipynb").write_text('{"cells": 3}')
     (tmp_path / "in" / "ben_02_pooling.ipynb").write_text(json.dumps(notebook("02_pooling", {})))
+    (tmp_path / "in" / "._ben_02_pooling.ipynb").write_bytes(b"\0")  # a Mac's
+    (tmp_path / "in" / ".ipynb_checkpoints").mkdir()
+    alone(tmp_path, os.fsdecode(b"zo\xeb"), output_size=SOLUTIONS["output_size"])  # in Latin-1
     (tmp_path / "names.txt").write_text("ann\nzoe\n")
     due = (datetime.now() - timedelta(days=1)).isoformat(timespec="minutes")
     rows, told = run(tmp_path, "--due", due, "--students", tmp_path / "names.txt")
-    assert {student for student, _ in rows} == {"ann", "ben", "zoe"}
+    assert {student for student, _ in rows} == {"ann", "ben", "zoe", r"zo\udceb"}
     assert rows["ann", "output_size"]["late"]
     assert not rows["ann", "adam_step"]["late"]
     assert rows["ann", "adam_step"]["outcome"] == "not attempted"
@@ -203,7 +199,6 @@ def test_what_is_late_missing_odd_or_twice_is_named(tmp_path, monkeypatch):
 
 
 def test_the_last_definition_counts_unless_it_is_the_stub():
-    handed = collect.HandedIn("ann")
     stub, right = collect.exercises()["output_size"].stub, SOLUTIONS["output_size"]
     wrong = with_body("output_size", "return 1")
     for sources, taken in (
@@ -276,6 +271,18 @@ def test_marks_have_weights_and_disarm_formulas(tmp_path):
     (tmp_path / "w.toml").write_text("[exercise]\nfoldd = 9\n")
     with pytest.raises(collect.GradeError, match="names foldd"):
         marks.weights(tmp_path / "w.toml")
+    (tmp_path / "w.toml").write_text("exercise = 3\n")
+    with pytest.raises(collect.GradeError, match="cannot be used"):
+        marks.weights(tmp_path / "w.toml")
+
+
+def test_a_secret_that_was_not_written_is_drawn(tmp_path):
+    """Killed before the text was there: an empty one would be known to all."""
+    (tmp_path / "secret").touch()
+    drawn = grade._secret(tmp_path, None)
+    assert len(drawn) == 32
+    assert grade._secret(tmp_path, None) == drawn
+    assert grade._secret(tmp_path, "given") == "given"
 
 
 def test_answers_alike_but_for_names_and_layout_are_listed():
@@ -334,7 +341,8 @@ display({"application/vnd.cvlab.record+json": {"claim": f"free: {told}", "holds"
 
 
 @pytest.mark.skipif(not execute.apart(), reason="no unshare on this system")
-def test_a_whole_notebook_runs_in_smoke_and_reaches_nobody(tmp_path):
+def test_a_whole_notebook_runs_in_smoke_and_reaches_nobody(tmp_path, monkeypatch):
+    monkeypatch.setenv("CVLAB_DATA", "synthetic")  # no folder
     secret, server = tmp_path / "secret.txt", socket.create_server(("127.0.0.1", 0))
     secret.write_text("x")
     places = {"PORT": server.getsockname()[1], "OUTSIDE": repr(str(tmp_path / "new"))}
@@ -398,12 +406,15 @@ def test_whole_notebooks_of_a_class_end_whatever_is_in_them(tmp_path, monkeypatc
     others = [one for one in handed if one not in endless]  # they get time on a busy machine too
     lines = [*execute.execute(others, ["07"], tmp_path / "marks", 2, False)]
     monkeypatch.setattr(execute, "SECONDS", 15)
+    done = tmp_path / "marks" / "executed"
+    shutil.copytree(done / "good", done / "loop")  # as if an earlier one had passed
     lines += execute.execute(endless, ["07"], tmp_path / "marks", 1, False)
     told = {line.split(",")[0]: line for line in lines}
     assert "passed, 1 of 1 claims hold" in told["good"], told
     kept = (tmp_path / "marks" / "executed" / "good" / "07_capstone.ipynb").read_text()
     assert "seed 3, profile smoke" in kept
     assert "more than 15 s" in told["loop"]
+    assert "0 of 0 claims hold" in told["loop"]
     assert "processes" in told["bomb"]
     assert "64 MB or a thousand files" in told["files"]
     assert "failed, 0 of 0 claims hold ZeroDivisionError" in told["deaf"]

@@ -311,8 +311,9 @@ def test_notebooks_without_a_plan_are_reported_as_far_as_they_go(two_notebooks, 
     index = Path(capsys.readouterr().out.split("Report: ")[1].strip())
     assert len(table(page(index), "notebooks")) == 2
     assert "There is no run.json" in page(index).text
-    (two_notebooks / "run.json").write_text('{"notebooks": [')
-    assert "run.json is damaged" in page(report.write([two_notebooks])).text
+    for text in ('{"notebooks": [', "[" * 100_000):
+        (two_notebooks / "run.json").write_text(text)
+        assert "run.json is damaged" in page(report.write([two_notebooks])).text
 
 
 def test_a_name_that_ends_like_a_failed_run_is_a_name_too(tmp_path):

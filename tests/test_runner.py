@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def in_a_process(root, *arguments):
     return [sys.executable, "-c", code, *map(str, (root / "cvlab", *arguments))]
 
 
+def as_process(root, *arguments):
+    """The same, begun, so that Ctrl-C can reach it."""
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # `make test &` has it ignored
+    return subprocess.Popen(
+        in_a_process(root, *arguments), stdout=subprocess.PIPE, text=True, preexec_fn=heed
+    )
+
+
 def test_a_failure_is_told_and_the_others_run(workbook, capsys):
     root, log = workbook
     assert command("run", "--out", root / "out") == 1
@@ -43,11 +52,27 @@ def test_a_failure_is_told_and_the_others_run(workbook, capsys):
 
 def test_resume_repeats_nothing_that_finished(workbook, capsys):
     root, log = workbook
-    command("run", "--out", root / "out", "-p", "N", "3")
+    older = root / "runs" / "published" / "run.json"  # the last one by its name
+    older.parent.mkdir(parents=True)
+    older.write_text('{"notebooks": ["12_last"]}')
+    os.utime(older, (0, 0))
+    command("run", "--out", root / "runs" / "new", "-p", "N", "3")
     log.write_text("")
-    assert command("run", "--resume", "--out", root / "out") == 1
+    assert command("run", "--resume") == 1
     assert log.read_text(encoding="utf-8") == "bad "
     assert "10_good: finished earlier" in capsys.readouterr().out
+
+
+def test_a_command_that_is_stopped_says_what_is_kept(monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cvlab.lessons.search.table.generate", stopped)
+    assert command("table") == 130
+    assert "Stopped. What was trained is kept; the same command goes on." in capsys.readouterr().err
+    monkeypatch.setattr("cvlab.data.load", stopped)
+    with pytest.raises(KeyboardInterrupt):  # here nothing is
+        command("inspect", "net.onnx")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +154,19 @@ def test_half_a_notebook_has_not_finished(workbook):
     assert executed.read(path).damage
 
 
+def test_what_an_earlier_plan_left_does_not_count(workbook):
+    """The run is stopped before it has begun: another one's notebook is not its result."""
+
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    root, _ = workbook
+    runner.execute(runner.Plan(["10_good"]), root / "out")
+    crew = nullcontext(stopped)
+    (result,) = runner.execute(runner.Plan(["10_good"]), root / "out", crew=crew)
+    assert result.status == "not run"
+
+
 def test_a_dead_kernel_is_a_failure_of_that_notebook_only(workbook):
     root, _ = workbook
     path = root / "notebooks" / "11_bad.ipynb"
@@ -145,9 +183,7 @@ def test_ctrl_c_keeps_what_finished_and_resume_goes_on(workbook):
     path.write_text(
         path.read_text(encoding="utf-8").replace("1 / 0", "import time; time.sleep(60)")
     )
-    arguments = in_a_process(root, "run", "--out", root / "out")
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # `make test &` has it ignored
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, preexec_fn=heed)
+    process = as_process(root, "run", "--out", root / "out")
     until = time.monotonic() + 300  # a busy machine's
     while "bad" not in log.read_text(encoding="utf-8") and time.monotonic() < until:
         time.sleep(0.05)

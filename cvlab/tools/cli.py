@@ -27,6 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         return options.do(options)
+    except KeyboardInterrupt:
+        if not options.kept:
+            raise
+        print(f"\nStopped. {options.kept}", file=sys.stderr)
+        return 130
     except Exception as error:
         # Our own errors say what to do; of any other the traceback helps more.
         ours = type(error).__module__.startswith("cvlab.")
@@ -39,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cvlab", description=__doc__)
     parser.set_defaults(told=())  # errors of other kinds that a command's message is enough for
+    parser.set_defaults(kept="")  # what a command that is stopped has kept, in words
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_notebooks(commands)
     _add_models(commands)
@@ -212,7 +218,7 @@ def _resumed(options) -> tuple[runner.Plan, Path]:
     if options.notebooks or options.profile or options.data or options.parameter:
         raise ParameterError("A resumed run keeps its own plan; give --resume and --out only.")
     runs = (project_root() / "runs").glob("*/run.json")
-    out = options.out or max(runs, default=Path()).parent
+    out = options.out or max(runs, key=lambda path: path.stat().st_mtime, default=Path()).parent
     if not (out / "run.json").is_file():
         raise ParameterError("There is no run to resume; name its folder with --out.")
     return runner.read_plan(out), out
@@ -291,19 +297,16 @@ def _tune(options) -> int:
 
     if not (options.trials or options.seconds):
         raise ParameterError("Give --trials, --seconds or both; else the search would never end.")
-    try:
-        study = workers.add(
-            options.study,
-            options.storage,
-            workers=options.workers,
-            trials=options.trials,
-            seconds=options.seconds,
-            profile=options.profile,
-            data=options.data,
-        )
-    except KeyboardInterrupt:
-        print("\nStopped. Finished trials are kept; the same command goes on.", file=sys.stderr)
-        return 1
+    options.kept = "Finished trials are kept; the same command goes on."
+    study = workers.add(
+        options.study,
+        options.storage,
+        workers=options.workers,
+        trials=options.trials,
+        seconds=options.seconds,
+        profile=options.profile,
+        data=options.data,
+    )
     counts = tune.statistics(study)
     print(", ".join(f"{counts[key]} {key}" for key in ("complete", "pruned", "failed")))
     mixed = mixture({"device": trial.user_attrs.get("machine")} for trial in study.trials)
@@ -315,11 +318,8 @@ def _table(options) -> int:
     from cvlab.lessons.search import table
 
     journal = options.journal or project_root() / "runs" / "04_table.jsonl"
-    try:
-        table.generate(journal, options.data, options.workers)
-    except KeyboardInterrupt:
-        print("\nStopped. What was trained is kept; the same command goes on.", file=sys.stderr)
-        return 1
+    options.kept = "What was trained is kept; the same command goes on."
+    table.generate(journal, options.data, options.workers)
     print(f"Written: {table.pack(journal, options.out or table.default_file())}")
     return 0
 
@@ -332,12 +332,9 @@ def _fast(options) -> int:
         lines = record.read(log)
     else:
         images = record.everything(cvdata.load("cifar10", options.data))
+        options.kept = f"{log} is kept; the same command goes on."
         seeds = range(options.seeds)
-        try:
-            lines = record.keep_log(log, images, record.RECIPE, seeds, hardware().device)
-        except KeyboardInterrupt:
-            print(f"\nStopped. {log} is kept; the same command goes on.", file=sys.stderr)
-            return 1
+        lines = record.keep_log(log, images, record.RECIPE, seeds, hardware().device)
     print(record.table(lines).to_string(float_format="{:.4f}".format))
     print(record.in_words(lines))
     if options.store:
@@ -360,14 +357,11 @@ def _quantize(options) -> int:
     from cvlab.tools import quantize
 
     out = options.out or options.model.with_suffix(".int8.onnx")
-    try:
-        loaded = cvdata.load(options.data, options.where)
-        print(loaded)
-        limits = options.max_drop, options.target
-        made = quantize.shrink(options.model, loaded, out, *limits, _stated(options))
-    except KeyboardInterrupt:
-        print("\nStopped. What was measured is kept; the same command goes on.", file=sys.stderr)
-        return 130
+    options.kept = "What was measured is kept; the same command goes on."
+    loaded = cvdata.load(options.data, options.where)
+    print(loaded)
+    limits = options.max_drop, options.target
+    made = quantize.shrink(options.model, loaded, out, *limits, _stated(options))
     print(f"{made.table.round(4).T.to_string()}\n\n{made}\nWritten: {out}")
     return 0 if made.good else 1
 
@@ -390,14 +384,13 @@ def _predict(options) -> int:
 
     pictures = []
     for path in options.pictures:
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        known = [file for file in inside if file.suffix.lower() in sources.PICTURES]
-        pictures += known if path.is_dir() else inside
+        found = (f for f in sorted(path.rglob("*")) if f.suffix.lower() in sources.PICTURES)
+        pictures += found if path.is_dir() else [path]
     answers = deploy.classify(options.model, pictures)
     for picture, row in answers.iterrows():
         best = row.nlargest(3).items()
         print(f"{picture}: {', '.join(f'{name} {share:.1%}' for name, share in best)}")
-    return 0 if len(answers) == len(pictures) else 1
+    return 0 if len(answers) == len(set(pictures)) else 1
 
 
 def _data(options) -> int:
@@ -429,11 +422,8 @@ def _gpu_check(options) -> int:
 
     parts = gpu_parts.choose(options.part)
     out = options.out or project_root() / "data" / "results" / "gpu_check.json"
-    try:
-        good = gpu_check.check(parts, gpu_check.Context(options.data), out, options.seconds)
-    except KeyboardInterrupt:
-        print("\nStopped. What was measured is kept; name the other parts.", file=sys.stderr)
-        return 130
+    options.kept = "What was measured is kept; name the other parts."
+    good = gpu_check.check(parts, gpu_check.Context(options.data), out, options.seconds)
     print(f"Written: {out}")
     return 0 if good else 1
 

@@ -26,7 +26,7 @@ import psutil
 
 from cvlab.paths import replace_atomically
 from cvlab.tools.executed import Executed
-from cvlab.tools.runner import Crew, Plan, Task, environment, execute_one, forget, tell
+from cvlab.tools.runner import Crew, Plan, Task, environment, execute_one, tell
 
 CONNECT_SECONDS = 10
 LOOK_EVERY = 0.5  # seconds
@@ -158,7 +158,6 @@ class Cluster:
         task = self.waiting.popleft()
         name, host = task.path.stem, urlsplit(worker).hostname
         share = sum(urlsplit(other).hostname == host for other in workers)
-        forget(task)
         future = self.client.submit(
             lambda *given: import_module("cvlab.tools.cluster").work(*given),  # travels by value
             *(name, task.path.read_bytes(), asdict(self.plan), task.parameters, share),

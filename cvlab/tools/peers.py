@@ -254,6 +254,7 @@ def report(data: ImageData, where: str) -> Iterator[tuple[str, pd.DataFrame]]:
         yield "INT8 of EfficientNet-Lite0", int8(model, some, seen, folder, threads)
         for name in outside.NETWORKS:
             known = examine(outside.file(name, data), data, folder / name)
-            some = stacked(whole(known.model, known.view, data.train.take(quantize.CALIBRATION)))
-            table = int8(known.model.path, some, known.view, folder / name, threads)
+            view = known.view
+            some = stacked(whole(known.model, view, view.train.take(quantize.CALIBRATION)))
+            table = int8(known.model.path, some, view, folder / name, threads)
             yield f"INT8 of {name}", table

@@ -10,7 +10,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +26,14 @@ from cvlab.tools.run_folder import Folder, duration
 
 FEW, SOME = 3, 10  # a metric with so many values is shown at once: any, or one with intervals
 MARKS = {"passed": "✓", "failed": "✗", "unfinished": "◐", "not run": "–"}  # of notebooks
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("cvlab.tools"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters["plain"] = pages.plain
 
 
 @dataclass
@@ -73,15 +80,14 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
         ParameterError: a folder is not there, or holds no run.
         OSError: the page cannot be written; an older one is as it was.
     """
-    folders = [Path(run) for run in runs]
-    if not folders:
+    if not runs:
         raise ParameterError("No run was given; name the folder of one, as in runs/<time>.")
-    read = [run_folder.read(folder) for folder in folders]
+    read = [run_folder.read(folder) for folder in runs]
     labels = Counter(run.label for run in read)
     for position, run in enumerate(read, start=1):
         run.label += f" ({position})" if labels[run.label] > 1 else ""
     alone = len(read) == 1
-    out = out or (folders[0] if alone else folders[0].resolve().parent / "comparison")
+    out = out or (runs[0] if alone else runs[0].resolve().parent / "comparison")
     for position, run in enumerate(read, start=1):
         _write_notebooks(run, out, "html" if alone else f"html/{position}")
     names = distinct(name for run in read for name in run.notebooks)
@@ -95,7 +101,7 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
         "elsewhere": _elsewhere(read, names),
         "changes": changes.between(*read) if len(read) == 2 else [],
         "marks": MARKS | OUTCOMES,
-        "rows": list(_rows(read)),
+        "rows": list(_rows(read, names)),
         "figures": {name: _figures(read, name) for name in names},
     }
     return save(out / "index.html", "report.html.j2", context, script=_asset("report.js"))
@@ -146,15 +152,14 @@ def _figures(runs: Sequence[Folder], name: str) -> list[list[pages.Output | None
     return [[figures.get(place) for figures in shown] for place in places]
 
 
-def _rows(runs: Sequence[Folder]) -> Iterator[Row]:
+def _rows(runs: Sequence[Folder], names: Sequence[str]) -> Iterator[Row]:
     """The table of numbers: a row a number, in the order of the notebooks.
 
     Key numbers of a comparison are those that at least two runs have.
     """
     tables = [_numbers(run) for run in runs]
-    places = {name: i for i, name in enumerate(distinct(n for run in runs for n in run.notebooks))}
     every = dict.fromkeys(key for table in tables for key in table)
-    for key in sorted(every, key=lambda key: places[key[0]]):
+    for key in sorted(every, key=lambda key: names.index(key[0])):
         notebook, metric, unit, tags, which = key
         found = [table.get(key, (None, False)) for table in tables]
         numbers = [shown for shown, _ in found]
@@ -235,22 +240,9 @@ def save(path: Path, template: str, context: dict[str, Any], script: str = "") -
         "devices": devices,
         "stand_in": STAND_IN_LABEL,
     }
-    page = _templates().get_template(template).render(context)
+    page = TEMPLATES.get_template(template).render(context)
     content = page.encode("utf-8", errors="replace")  # half a character is possible in JSON
     return replace_atomically(lambda temporary: temporary.write_bytes(content), path)
-
-
-@cache
-def _templates() -> jinja2.Environment:
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("cvlab.tools"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["plain"] = pages.plain
-    return templates
 
 
 def _asset(name: str) -> str:

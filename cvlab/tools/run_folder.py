@@ -137,7 +137,7 @@ def _plan(folder: Path) -> tuple[dict[str, Any], list[str]]:
         given = json.loads(_without_passwords((folder / "run.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         problems.append("There is no run.json: what was asked for is not known.")
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         problems.append(f"run.json is damaged, so what was asked for is not known: {error}.")
     given = given if isinstance(given, dict) else {}
     names = given.get("notebooks")

@@ -159,6 +159,8 @@ def execute(
         results = _begin(plan, out, resume)
         todo = [name for name, result in results.items() if result.status != "passed"]
         tasks = [Task(paths[name], given[name], plan.profile, out) for name in todo]
+        for task in tasks:
+            forget(task)  # else, interrupted, what an earlier plan has left would count
         try:
             for result in run_all(tasks if jobs == 1 else tasks[::-1]):  # the last are the longest
                 results[result.name] = result
@@ -214,11 +216,8 @@ def _each(tasks: list[Task], jobs: int) -> Iterator[Executed]:
     if jobs == 1 or not tasks:
         yield from map(execute_one, tasks, slots)
         return
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
-    try:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         yield from pool.map(execute_one, tasks, slots)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -102,9 +102,10 @@ def collect(folder: Path, due: datetime | None = None) -> list[HandedIn]:
     ending = rf"[ _-]*(?:{'|'.join(notebook_paths())}).*"
     for entry in sorted(folder.iterdir()):
         alone = entry.suffix == ".ipynb" and not entry.is_dir()
-        if entry.is_symlink() or not (alone or entry.is_dir()):
+        if entry.name[0] == "." or entry.is_symlink() or not (alone or entry.is_dir()):
             continue
         student = (re.sub(ending, "", entry.stem) or entry.stem) if alone else entry.name
+        student = student.encode("utf-8", "backslashreplace").decode()  # of any system's zip file
         handed = found.setdefault(student, HandedIn(student))
         for file in [entry] if alone else sorted(entry.rglob("*.ipynb")):
             if ".ipynb_checkpoints" not in file.parts:

@@ -19,12 +19,12 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from cvlab.paths import data_folder, project_root
+from cvlab.paths import data_folder, project_root, wants_stand_in
 from cvlab.tools import executed
 from cvlab.tools.grading import limits
 from cvlab.tools.grading.collect import MOST_BYTES, HandedIn
 from cvlab.tools.grading.words import overflows, plain
-from cvlab.tools.runner import Task, choose, execute_one
+from cvlab.tools.runner import Task, choose, execute_one, forget
 
 SECONDS = 300  # a notebook takes 30 in smoke
 MEMORY = 8 * 2**30  # bytes: addresses of each process, and what all of them hold
@@ -64,10 +64,12 @@ def execute(
 def _one(handed: HandedIn, name: str, out: Path, away: list[str]) -> str:
     with TemporaryDirectory(prefix="cvlab-grade-", ignore_cleanup_errors=True) as place:
         made, kept = Path(place) / "out", out / "executed" / handed.student
+        paths = forget(Task(Path(name), {}, "smoke", kept))  # what an earlier time has left
         made.mkdir()
         (Path(place) / f"{name}.ipynb").write_bytes(plain(handed.notebooks[name], MOST_BYTES))
         own = {"PYTHONPATH": str(project_root()), "PATH": os.environ.get("PATH", "")}
-        own |= {"CVLAB_DATA": str(data_folder()), "CVLAB_OUT": str(made), "CVLAB_PROFILE": "smoke"}
+        data = "synthetic" if wants_stand_in("auto") else str(data_folder())
+        own |= {"CVLAB_DATA": data, "CVLAB_OUT": str(made), "CVLAB_PROFILE": "smoke"}
         places = ("HOME", "TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR")
         process = subprocess.Popen(
             [*away, sys.executable, "-m", "cvlab.tools.grading.execute", name, place],
@@ -81,7 +83,7 @@ def _one(handed: HandedIn, name: str, out: Path, away: list[str]) -> str:
                     content, target = plain(path, MOST_BYTES), kept / path.relative_to(made)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(content)
-    found = [executed.read(kept / f"{name}{ending}.ipynb") for ending in executed.STATES]
+    found = [executed.read(path) for path in paths]
     told = max(found, key=lambda one: one.status != executed.NOT_RUN)
     claims = f"{told.held} of {len(told.claims)} claims hold"
     line = f"{handed.student}, {name}: {told.status}{ended}, {claims} {told.error}"

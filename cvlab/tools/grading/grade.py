@@ -21,6 +21,7 @@ from cvlab.show import progress
 from cvlab.tools import cluster
 from cvlab.tools.executed import distinct
 from cvlab.tools.grading.collect import GradeError, HandedIn, collect, exercises, imports, is_stub
+from cvlab.tools.runner import choose
 
 STUB_LEFT = {"outcome": "not attempted", "said": "the stub is as it was", "form": ""}
 LOST = "the process that judged this student's answers died again and again: look at them"
@@ -111,11 +112,10 @@ def _judge(tasks: list[dict], jobs: int, scheduler: str | None) -> Iterator[tupl
 def _secret(out: Path, given: str | None) -> str:
     """What seeds the fresh inputs: as given, else kept in `out`, else drawn now."""
     path = out / "secret"
-    if given or path.is_file():
-        return given or path.read_text(encoding="utf-8").strip()
     path.touch(mode=0o600)
-    path.write_text(drawn := secrets.token_hex(16), encoding="utf-8")
-    return drawn
+    if not (known := given or path.read_text(encoding="utf-8").strip()):
+        path.write_text(known := secrets.token_hex(16), encoding="utf-8")
+    return known
 
 
 def main(asked: Namespace) -> str:
@@ -130,11 +130,9 @@ def main(asked: Namespace) -> str:
         raise GradeError(
             f"Here students' code cannot be limited ({error}): grade on Linux, as in WSL."
         ) from error
-    worth, handed, out = (
-        marks.weights(asked.weights),
-        collect(asked.handed_in, asked.due),
-        asked.out,
-    )
+    worth, out = marks.weights(asked.weights), asked.out
+    handed = collect(asked.handed_in, asked.due)
+    choose(asked.execute)  # what is no notebook is said before anything runs
     named = asked.students.read_text(encoding="utf-8-sig").split("\n") if asked.students else []
     there = {one.student for one in handed}
     handed += [HandedIn(n) for n in distinct(map(str.strip, named)) if n not in there]
@@ -144,7 +142,6 @@ def main(asked: Namespace) -> str:
     judged, forbidden = grade(handed, out, how, asked.jobs, asked.scheduler)
     page = marks.write(marks.marks(handed, judged, worth), handed, out, forbidden)
     if asked.execute:
-        given = asked.execute, out, asked.jobs, asked.unprotected
-        for line in execute.execute(handed, *given):
+        for line in execute.execute(handed, asked.execute, out, asked.jobs, asked.unprotected):
             print(line, flush=True)
     return f"{len(handed)} students; marks.csv, totals.csv, marks.json in {out}. Page: {page}"

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.reduction import send_handle
@@ -232,7 +231,7 @@ def _called(objects: list, told: dict) -> tuple[Any, str]:
         if told["method"] not in METHODS:
             raise ValueError(f"there is no {str(told['method'])[:40]} here")
         found = getattr(objects[told["call"]], told["method"])
-        if not isinstance(found, Callable):
+        if not callable(found):
             return found, ""
         named = {key: decode(one) for key, one in told["named"].items()}
         return found(*(decode(one) for one in told["arguments"]), **named), ""

@@ -21,18 +21,17 @@ HERE = threading.local()  # a home for each thread of a worker
 
 def form(source: str, name: str) -> str:
     """An answer without names, texts, comments and layout, "" if it is too short to tell."""
+    names: dict[str, str] = {}
     try:
         (found,) = (n for n in ast.parse(source).body if getattr(n, "name", "") == name)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
-    names: dict[str, str] = {}
-    for node in ast.walk(found):
-        for key in ("id", "arg") if isinstance(node, ast.Name | ast.arg) else ():
-            if hasattr(node, key):
+        for node in ast.walk(found):
+            if key := {ast.Name: "id", ast.arg: "arg"}.get(type(node)):
                 setattr(node, key, names.setdefault(getattr(node, key), f"v{len(names)}"))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            node.value = ""
-    told = ast.dump(found)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                node.value = ""
+        told = ast.dump(found)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # also digits beyond counting
+        return ""
     short = len(names) < 4 or len(told) < 900
     return "" if short else hashlib.sha256(told.encode()).hexdigest()[:16]
 

@@ -13,6 +13,7 @@ import struct
 import sys
 import sysconfig
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from cvlab.paths import PACKAGE
@@ -40,10 +41,13 @@ io_uring_setup 425 425, bpf 321 280, userfaultfd 323 282, perf_event_open 298 24
 unshare 272 97, chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, chown 92 -
 fchown 93 55, lchown 94 -, fchownat 260 54, utime 132 -, utimes 235 -, futimesat 261 -
 utimensat 280 88, truncate 76 45, setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7
-removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16
+removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16, setpriority 141 140
 """
 OWN_ONLY = {"kill": (62, 129), "tgkill": (234, 131)}  # allowed where they mean the caller
 CLONE, CLONE3, THREAD = (56, 220), 435, 0x10000
+PRLIMIT = (302, 261)  # of another process: a second of time would end it; 0 is the caller
+FCNTL, IOCTL = (72, 25), (16, 29)
+OWNERS = ((FCNTL, 8), (FCNTL, 15), (IOCTL, 0x8901), (IOCTL, 0x8902))  # who gets a file's signals
 
 
 def readable() -> list[Path]:
@@ -86,10 +90,8 @@ def limit(cpu_seconds: int, memory: int, files: int = 64) -> None:
     }.items():
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        try:
+        with suppress(OSError, ValueError):  # macOS knows no limit of addresses
             resource.setrlimit(what, (most, most))
-        except (OSError, ValueError):  # macOS knows no limit of addresses
-            continue
 
 
 def confine(found: int | None, alone: bool = True) -> None:
@@ -122,7 +124,10 @@ def _filter(machine: int, column: int, own: int) -> bytes:
         if (number := call.split()[1 + column]) != "-":
             code += [(equal, 0, 1, int(number)), (give, 0, 0, refuse)]
     code += [(equal, 0, 1, CLONE3), (give, 0, 0, unknown)]  # then libc takes clone
-    for number, test, value in [(CLONE[column], any_of, THREAD)] + [
+    for call, value in OWNERS:
+        code += [(equal, 0, 3, call[column]), (load, 0, 0, 24)]
+        code += [(equal, 0, 1, value), (give, 0, 0, refuse), (load, 0, 0, 0)]
+    for number, test, value in [(CLONE[column], any_of, THREAD), (PRLIMIT[column], equal, 0)] + [
         (numbers[column], equal, own) for numbers in OWN_ONLY.values()
     ]:
         ends = [(give, 0, 0, refuse), (give, 0, 0, allow)]

@@ -36,7 +36,7 @@ def weights(file: Path | None) -> dict[str, float]:
         unknown |= own.keys() - exercises()
         found = {n: float(own.get(n, points.get(one.level, 1))) for n, one in exercises().items()}
         found["late"] = float(given.get("late", WEIGHTS["late"]))
-    except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise GradeError(f"{file} cannot be used: {error}") from error
     if unknown:
         raise GradeError(f"{file} names {', '.join(sorted(unknown))}; known are {WEIGHTS}.")
