@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from copy import deepcopy
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
@@ -39,8 +40,13 @@ LOG = "import os; open(os.environ['RAN'], 'a').write('%s')"
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first, so that no process works alone at the end."""
-    items.sort(key=lambda item: not item.name.startswith("test_a_smoke_run"))
+    """The longest first, so that no process works alone at the end; then who shares a network."""
+
+    def place(item):
+        shares = "taught" in item.fixturenames  # side by side, or one waits while another trains
+        return not item.name.startswith("test_a_smoke_run"), not shares
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +63,21 @@ def taught(tmp_path_factory):
             torch.save(model.state_dict(), file)
     model.load_state_dict(torch.load(file))
     return model.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_once():
+    """The stand-in takes seconds to draw, and each test gets a copy. Gives the function itself."""
+    draw, kept = cvdata.stand_in, {}
+
+    def copied(name, classes=None):
+        key = name, classes and tuple(classes)
+        kept[key] = kept.get(key) or draw(name, classes)
+        return deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cvdata, "stand_in", copied)
+        yield draw
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ HOSTILE = {
     "import time; time.sleep(1000)": ("wrong", "stopped after"),
     "import sys; sys.exit(0)": ("wrong", "SystemExit"),
     "import os; os._exit(3)": ("wrong", "exit code 3"),
-    "for _ in range(10_000_000): print('x' * 10)\n" + RIGHT: None,
+    "for _ in range(100_000): print('x' * 10)\n" + RIGHT: ("solved", ""),
     "import os\nwhile True: os.fork()": ("wrong", "PermissionError"),
     "import subprocess; subprocess.run(['sleep', '9'])": ("wrong", "PermissionError"),
     "import threading, time\n"
@@ -155,7 +155,7 @@ def hostile(body: str, folder: Path) -> str:
 
 def make(folder: Path, students: int) -> dict[str, dict[str, tuple[str, str]]]:
     """A class in `folder`; student -> exercise -> (outcome, a part of what is said)."""
-    expected, evil = {}, cycle(HOSTILE.items())
+    expected, evil = {}, cycle(reversed(HOSTILE.items()))  # the first ones wait out their time
     for i in range(students):
         student, answers, told = f"student{i:03}", {}, {}
         for j, name in enumerate(SOLUTIONS):

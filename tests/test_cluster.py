@@ -99,6 +99,7 @@ def two_workers(shared, workbook, monkeypatch):
     while len(shared.workers()) < 2:
         shared.worker()
     monkeypatch.setenv("RAN", str(shared.log))
+    monkeypatch.setattr("cvlab.tools.cluster.LOOK_EVERY", 0.1)
     shared.log.write_text("")
     shared.log.with_name("ran.pids").unlink(missing_ok=True)
     return shared, workbook[0], shared.log
@@ -274,6 +275,7 @@ def test_why_a_worker_is_refused():
 def test_a_scheduler_that_dies_costs_nothing_that_finished(lonely, workbook, monkeypatch, capsys):
     root, _ = workbook
     monkeypatch.setenv("RAN", str(lonely.log))
+    monkeypatch.setattr("cvlab.tools.cluster.CONNECT_SECONDS", 3)
     rewrite(root, "11_bad", "1 / 0", FIRST_TIME_HANGS)
     lonely.worker()
 

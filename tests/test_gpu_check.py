@@ -250,7 +250,7 @@ def test_what_a_part_has_started_ends_with_it():
     until, whole = time.monotonic() + 60, psutil.Process(process.pid)
     while not (started := whole.children(recursive=True)) and time.monotonic() < until:
         time.sleep(0.05)
-    gpu_check._end(process)
+    gpu_check._end(process, 0)
     assert started
     assert not process.is_alive()
     assert not psutil.wait_procs(started, timeout=10)[1]

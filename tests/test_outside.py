@@ -28,6 +28,6 @@ def test_it_is_trained_once_and_read_like_a_strangers_file(monkeypatch, tmp_path
     written = first.stat().st_mtime_ns
     assert outside.file("ResNet-20", drawn) == first
     assert first.stat().st_mtime_ns == written
-    known = examine(first, drawn, tmp_path)
+    known = examine(first, drawn.take(n_val=100), tmp_path)
     logits, _ = known.model.predict(known.view.batches("test", 25))
     assert logits.shape == (len(drawn.test), 10)

@@ -256,7 +256,8 @@ def _stopped_when_cancelled(worker) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(LOOK_EVERY):
             state = worker.state.tasks.get(key)
-            if state is None or state.state == "cancelled":
+            closing = worker.status.name in ("closing", "closed", "failed")  # waits for us, 30 s
+            if closing or state is None or state.state == "cancelled":
                 for child in set(me.children()) - before:
                     child.kill()
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,6 +23,7 @@ import psutil
 import torch
 
 from cvlab import data as cvdata
+from cvlab.bench import context
 from cvlab.machine import hardware, limit_threads, versions
 from cvlab.paths import as_json, store_text
 from cvlab.profiles import ParameterError
@@ -192,9 +192,9 @@ def _judged(outcome: str, rows: Sequence[Row]) -> str:
 
 def _messages(part: Part, given: Context, seconds: float) -> Iterator[Row | str]:
     """The rows of a part as they are found, then its outcome: done, failed, over time."""
-    spawn = get_context("spawn")
-    here, there = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_work, args=(there, part, given))
+    start_method = context()
+    here, there = start_method.Pipe(duplex=False)
+    process = start_method.Process(target=_work, args=(there, part, given))
     process.start()
     there.close()  # so that a dead process is an end of file, not a wait for ever
     until, found = time.monotonic() + seconds, None
@@ -208,7 +208,7 @@ def _messages(part: Part, given: Context, seconds: float) -> Iterator[Row | str]
         process.join(10)
         yield f"failed: its process died, exit code {process.exitcode}"
     finally:
-        _end(process)
+        _end(process, 0 if time.monotonic() >= until else 2)
 
 
 def _work(pipe: Connection, part: Part, given: Context) -> None:
@@ -223,9 +223,9 @@ def _work(pipe: Connection, part: Part, given: Context) -> None:
         pipe.send(f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
-def _end(process: BaseProcess) -> None:
-    """Let a part's process end, else kill it with all that it has started."""
-    process.join(2)
+def _end(process: BaseProcess, patience: float) -> None:
+    """Let a part's process end in so many seconds, else kill it with all that it has started."""
+    process.join(patience)
     family = []
     with suppress(psutil.NoSuchProcess):
         whole = psutil.Process(process.pid)

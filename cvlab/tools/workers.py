@@ -4,7 +4,6 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import optuna
 import torch
 
 from cvlab import data as cvdata
+from cvlab.bench import context
 from cvlab.lessons.search.studies import StudyError, claim, me, new_study, requeue_dead
 from cvlab.lessons.search.tune import Objective, finished, so_far
 from cvlab.machine import hardware, usable_cores
@@ -124,7 +124,7 @@ def _supervise(job: Job, study: optuna.Study, shares: list[int | None], bar) -> 
 
 
 def _start(job: Job, share: int | None) -> BaseProcess:
-    process = get_context("spawn").Process(target=_work, args=(job, share), daemon=True)
+    process = context().Process(target=_work, args=(job, share), daemon=True)
     process.start()
     return process
 

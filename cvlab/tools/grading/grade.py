@@ -45,8 +45,10 @@ def grade(
         keys |= {(one.student, name): key for name, key in own.items()}
         new = [name for name, key in own.items() if key not in known]
         answers = {name: (exercises()[name].notebook, one.answers[name]) for name in new}
-        task = {"student": one.student, "answers": answers, "imports": imports()} | how
-        tasks += [task] if new else []
+        tasks += [{"student": one.student, "answers": answers} | how] if new else []
+    used = {notebook for task in tasks for notebook, _ in task["answers"].values()}
+    for task in tasks:
+        task["imports"] = {name: told for name, told in imports().items() if name in used}
     with _appended(out / "graded.jsonl") as kept, progress(len(tasks), "grade", "student") as bar:
         for task, results in _judge(tasks, jobs, scheduler):
             forbidden.append(results.pop("", {}).get("said", ""))

@@ -67,6 +67,8 @@ def judged(task: dict) -> dict[str, dict[str, str]]:
 
 
 def _home(task: dict) -> Home:
+    if hasattr(HERE, "home") and not task["imports"].keys() <= HERE.home.imports.keys():
+        HERE.home.close()
     if not hasattr(HERE, "home") or HERE.home.process.poll() is not None:
         HERE.home = Home(task["imports"])
     return HERE.home

@@ -5,6 +5,7 @@ one exercise and answers over the pipe: pickled questions come, only JSON goes b
 neither the checks nor the secret, and nothing that it says is more than data.
 """
 
+import gc
 import io
 import json
 import os
@@ -149,9 +150,11 @@ def _spaces(imports: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
             with suppress(Exception):  # a package of an extra
                 exec(statement, spaces[notebook])
     torch.set_num_threads(1)
-    file = Path("warm.onnx")  # what an export imports takes seconds
-    torch.onnx.export(nn.Linear(1, 1).eval(), (torch.ones(1, 1),), file, external_data=False)
-    file.unlink()
+    if any("import onnx" in told for told in imports.values()):  # what an export imports, too
+        file = Path("warm.onnx")
+        torch.onnx.export(nn.Linear(1, 1).eval(), (torch.ones(1, 1),), file, external_data=False)
+        file.unlink()
+    gc.freeze()  # else each fork's collections walk, and copy, all of it
     return spaces
 
 
