@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from cvlab.lessons.engines import calls
 from cvlab.lessons.fast import changes, loop, network, record
 
 CPU = torch.device("cpu")
@@ -82,6 +83,17 @@ def test_sizes_share_the_steps_and_every_change_trains(few):
         assert len(differing) == 1
     last = replace(recipes[-1], widths=(24, 24, 32), batch_size=50, passes=1)
     assert torch.isfinite(loop.judge(loop.train(few, last, 0, CPU), few, few.val, CPU)).all()
+
+
+def test_a_compiled_training_goes_the_same_way(few):
+    """In bf16 its first gradients once were no numbers."""
+    if why := calls.no_compiler():
+        pytest.skip(why)
+    recipe = replace(SMALL, widths=(8,), precision="bf16", passes=0.5, whitened=False)
+    plain, compiled = (
+        loop.train(few, replace(recipe, compiled=one), 0, CPU).losses for one in (False, True)
+    )
+    assert compiled == pytest.approx(plain, rel=0.05)
 
 
 def test_four_views_are_two_images_and_their_mirror_images(few):

@@ -24,6 +24,9 @@ from cvlab.train import autocast, choose_precision
 # step has a length of its own: its rate is for batches of 500, and grows with the batch's root.
 HEAD, BIASES, MUON, SGD = 0.67, 0.053, 0.18, 0.0015
 DECAY = 2e-6  # of the head's and the biases' weights, for each image of a batch
+# Else torch.compile keeps in float32 what bf16 rounds: no feature is then equal to the rounded
+# maximum, and that one's gradient is 0 / 0 (pytorch's issue 186799).
+ROUNDED = {"emulate_precision_casts": True}
 STEM_LEARNS = 3 / 8  # of the steps: then its biases stay, and nothing is sent back to it
 
 
@@ -76,7 +79,7 @@ def train(
     net = make(data, recipe, device)
     steps = max(len(recipe.sizes), round(recipe.passes * len(data.train) / recipe.batch_size))
     made, mean = optimizers(net, recipe), _mean(net) if recipe.averaged else None
-    call = torch.compile(net) if recipe.compiled else net
+    call = torch.compile(net, options=ROUNDED) if recipe.compiled else net
     batches, losses = _batches(data, recipe, steps, seed, device), []
     with progress(steps, what, "step") as bar:
         for done, (images, labels) in enumerate(batches):
