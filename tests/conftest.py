@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items):
     """
     long = [item for item in items if item.name.startswith("test_a_smoke_run")]
     others = [item for item in items if item not in long]
-    others.sort(key=lambda item: "taught" not in item.fixturenames)
+    others.sort(key=lambda item: "taught" not in getattr(item, "fixturenames", ()))
     half = len(others) // 2
     items[:] = long[::2] + others[:half] + long[1::2] + others[half:]
 
