@@ -3,6 +3,7 @@
 import os
 import subprocess
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
@@ -71,12 +72,11 @@ def taught(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def drawn_once():
     """The stand-in takes seconds to draw, and each test gets a copy. Gives the function itself."""
-    draw, kept = cvdata.stand_in, {}
+    draw = cvdata.stand_in
+    kept = cache(draw)
 
     def copied(name, classes=None):
-        key = name, classes and tuple(classes)
-        kept[key] = kept.get(key) or draw(name, classes)
-        return deepcopy(kept[key])
+        return deepcopy(kept(name, classes and tuple(classes)))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cvdata, "stand_in", copied)

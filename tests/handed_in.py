@@ -171,7 +171,7 @@ def make(folder: Path, students: int) -> dict[str, dict[str, tuple[str, str]]]:
             body, said = next(evil)
             answers["output_size"], told["output_size"] = hostile(body, folder), said
         hand_in(folder / student, answers, saved=i % 4)
-        expected[student] = {name: one for name, one in told.items() if one}
+        expected[student] = told
     return expected
 
 

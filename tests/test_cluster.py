@@ -275,7 +275,7 @@ def test_why_a_worker_is_refused():
 def test_a_scheduler_that_dies_costs_nothing_that_finished(lonely, workbook, monkeypatch, capsys):
     root, _ = workbook
     monkeypatch.setenv("RAN", str(lonely.log))
-    monkeypatch.setattr("cvlab.tools.cluster.CONNECT_SECONDS", 3)
+    monkeypatch.setattr("cvlab.tools.cluster.CONNECT_SECONDS", 3)  # so long it is looked for again
     rewrite(root, "11_bad", "1 / 0", FIRST_TIME_HANGS)
     lonely.worker()
 

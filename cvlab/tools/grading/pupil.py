@@ -150,7 +150,7 @@ def _spaces(imports: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
             with suppress(Exception):  # a package of an extra
                 exec(statement, spaces[notebook])
     torch.set_num_threads(1)
-    if any("import onnx" in told for told in imports.values()):  # what an export imports, too
+    if any("import onnx" in told for told in imports.values()):  # an export imports for seconds
         file = Path("warm.onnx")
         torch.onnx.export(nn.Linear(1, 1).eval(), (torch.ones(1, 1),), file, external_data=False)
         file.unlink()
